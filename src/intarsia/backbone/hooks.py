@@ -1,0 +1,104 @@
+"""The hooks through which a delta reaches a frozen module. Forward hooks, not replaced modules: the backbone's state_dict
+keys stay as they are, and Linear, Conv1D and quantised linears look alike."""
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from intarsia.sites import Part, Site
+
+Project = Callable[[Tensor, Tensor], Tensor]
+"""(x, y) -> y', the change at a projection."""
+Replace = Callable[[], Tensor | None]
+"""() -> the parameter's stand-in for this call, or None to leave it."""
+
+
+class Hooks:
+    """Handles that are removed together."""
+
+    def __init__(self, *handles: RemovableHandle) -> None:
+        self.handles = handles
+
+    def remove(self) -> None:
+        """Takes all of them off; the modules are as before."""
+        for handle in self.handles:
+            handle.remove()
+
+
+def first_argument(args: tuple, kwargs: dict) -> Tensor:
+    """A module's input, however its caller spelt it."""
+    return args[0] if args else next(iter(kwargs.values()))
+
+
+def at_projection(base: nn.Module, site: Site, change: Project) -> Hooks:
+    """y <- change(x, y) at every call of the site's module."""
+    module = base.get_submodule(site.module)
+    if not site.source:
+
+        def own(_module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor:
+            return _on_part(site.part, first_argument(args, kwargs), y, change)
+
+        return Hooks(module.register_forward_hook(own, with_kwargs=True))
+
+    # x is the input of an earlier module of the same sublayer. It is kept only from there to here, and a recomputation
+    # (gradient checkpointing) or a next chunk passes both places again in the same order.
+    kept: list[Tensor] = []
+
+    def keep(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        kept[:] = [first_argument(args, kwargs)]
+
+    def later(_module: nn.Module, _args: tuple, y: Tensor) -> Tensor:
+        return _on_part(site.part, kept.pop(), y, change)
+
+    source = base.get_submodule(site.source)
+    return Hooks(
+        source.register_forward_pre_hook(keep, with_kwargs=True),
+        module.register_forward_hook(later),
+    )
+
+
+def _on_part(part: Part | None, x: Tensor, y: Tensor, change: Project) -> Tensor:
+    """Applies `change` to the columns of a fused projection that belong to the site."""
+    if part is None:
+        return change(x, y)
+    grouped = y.unflatten(-1, (part.groups, -1))
+    old = grouped[..., part.start : part.stop]
+    new = change(x, old.flatten(-2)).unflatten(-1, (part.groups, -1))
+    # slice_scatter wants one axis at a time: the slice is along the last one.
+    return grouped.slice_scatter(new, dim=-1, start=part.start, end=part.stop).flatten(-2)
+
+
+def at_parameter(model: nn.Module, base: nn.Module, site: Site, replace: Replace) -> Hooks:
+    """While a module that owns the parameter runs, `replace()` stands in its place; a tied parameter has several owners,
+    one of which may be in the model's own head.
+
+    The swap is inside the module's own call, not around the whole forward pass, so that gradient checkpointing, which runs the
+    module again during backward, sees the stand-in too.
+    """
+    owner = base.get_submodule(site.module)
+    parameter = owner._parameters[site.parameter]
+    handles: list[RemovableHandle] = []
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is parameter:
+                handles += _swap(module, name, replace)
+    return Hooks(*handles)
+
+
+def _swap(module: nn.Module, name: str, replace: Replace) -> list[RemovableHandle]:
+    original = module._parameters[name]
+
+    def put(_module: nn.Module, _args: tuple) -> None:
+        new = replace()
+        if new is not None:
+            module._parameters[name] = new.to(original.dtype)  # type: ignore[assignment, union-attr]
+
+    def restore(_module: nn.Module, _args: tuple, _y: object) -> None:
+        module._parameters[name] = original
+
+    return [
+        module.register_forward_pre_hook(put),
+        # Also after an exception, or the backbone would keep a task's weights.
+        module.register_forward_hook(restore, always_call=True),
+    ]

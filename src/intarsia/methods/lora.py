@@ -1,0 +1,82 @@
+r"""LoRA (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models", https://arxiv.org/abs/2106.09685).
+
+    y' = y + (alpha / R) B A x          A: (N, R, D_in), B: (N, D_out, R)
+
+Initialisation: A Kaiming-uniform with a = sqrt(5), as the authors' code does (the paper says Gaussian); B zero, so a new
+task is the identity. Default targets are the query and value projections, the paper's choice.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia import ops
+from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.methods.base import Delta, ProjectionDelta, check_leave_out, with_roles
+from intarsia.sites import Role, Site
+
+TARGETS = (Role.Q, Role.K, Role.V, Role.O, Role.FFN_IN, Role.FFN_DOWN)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoRA:
+    """Low-rank adaptation (Hu et al. 2022, https://arxiv.org/abs/2106.09685)."""
+
+    name: ClassVar[str] = "lora"
+    default_lr: ClassVar[float] = 2e-3
+
+    rank: int = 8
+    """Rank R."""
+    alpha: float = 16.0
+    """The update is scaled by alpha / rank."""
+    targets: tuple[Role, ...] = (Role.Q, Role.V)
+    """Projections that are adapted: q, k, v, o, ffn_in, ffn_down."""
+    dropout: float = 0.0
+    """Dropout on the input of A while training."""
+    leave_out: tuple[int, ...] = ()
+    """Layers without LoRA, counted from 0 within each stack."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"LoRA.rank must be at least 1, got {self.rank}")
+        if not math.isfinite(self.alpha) or self.alpha <= 0:
+            raise ConfigError(f"LoRA.alpha must be a number above 0, got {self.alpha}")
+        if not self.targets or not set(self.targets) <= set(TARGETS):
+            raise ConfigError(
+                f"LoRA.targets must be some of {', '.join(TARGETS)}, got {[str(r) for r in self.targets]}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"LoRA.dropout must be in [0, 1), got {self.dropout}")
+
+    def sites(self, available: Sequence[Site]) -> list[Site]:
+        """The target projections, cross-attention's included."""
+        check_leave_out(self.leave_out, available, "LoRA")
+        if not (sites := with_roles(available, self.targets, self.leave_out)):
+            raise UnsupportedError("LoRA finds none of its targets on this backbone: every layer is left out.")
+        return sites
+
+    def build(self, site: Site, value: Tensor | None = None) -> Delta:
+        """A LowRankDelta."""
+        return LowRankDelta(self, reads=site.source_width, writes=site.width)
+
+
+class LowRankDelta(ProjectionDelta):
+    """y' = y + (alpha / R) B A x.   A: (N, R, D_in), B: (N, D_out, R)"""
+
+    def __init__(self, method: LoRA, *, reads: int, writes: int) -> None:
+        super().__init__()
+        self.method = method
+        self.a = nn.Parameter(torch.empty(1, method.rank, reads))
+        self.b = nn.Parameter(torch.zeros(1, writes, method.rank))
+        nn.init.kaiming_uniform_(self.a[0], a=math.sqrt(5))
+
+    def forward(self, x: Tensor, y: Tensor, route: Tensor | None) -> Tensor:
+        """x: (B, T, D_in), y: (B, T, D_out), route: (B,) or None. Returns (B, T, D_out)."""
+        if self.training and self.method.dropout:
+            x = F.dropout(x, self.method.dropout)
+        return y + ops.low_rank(x, self.a, self.b, route) * (self.method.alpha / self.method.rank)

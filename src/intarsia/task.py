@@ -1,0 +1,161 @@
+"""Task: what is trained, saved and shipped. Its `.parameters()` is the trainable set; nothing is found by a substring of a name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intarsia import taskfile
+from intarsia.backbone import Backbone
+from intarsia.errors import ConfigError, TaskError
+from intarsia.heads import Head, HeadModule
+from intarsia.methods import Delta, Method, WeightDelta, method_from_dict, method_to_dict
+from intarsia.sites import Role, Site
+
+
+class Task(nn.Module):
+    """A name, a method, its deltas at their sites, and a head. Make it with `Task.new` or `Task.load`."""
+
+    def __init__(self, name: str, backbone: Backbone, method: Method, head: Head | None) -> None:
+        super().__init__()
+        if not name or name != name.strip() or "/" in name or "\\" in name:
+            raise ConfigError(f"a task's name must be a word without slashes or surrounding blanks, got {name!r}")
+        self.name = name
+        self.method = method
+        self.head = None if head is None else _settle(head, backbone)
+        self.sites: dict[str, Site] = {s.key: s for s in method.sites(backbone.sites) if self._reaches(s)}
+        self.deltas = nn.ModuleDict()
+        # ModuleDict refuses dots, which module paths in keys have.
+        for key, site in self.sites.items():
+            value = backbone.parameter(site) if site.role is Role.WEIGHT else None
+            self.deltas[key.replace(".", ":")] = method.build(site, value)
+        self.alone = any(isinstance(delta, WeightDelta) for delta in self.deltas.values())
+        """Whether it replaces weights of the backbone, so that its rows need a pass of their own."""
+        self.head_module = None if self.head is None else HeadModule(self.head, backbone.hidden)
+        self.backbone_info = {
+            "name": backbone.name,
+            "fingerprint": backbone.fingerprint,
+            "model_type": backbone.config.model_type,
+        }
+        self.metrics: dict[str, float] = {}
+        """Scores that go with the task, by name."""
+        self.data: dict[str, Any] = {}
+        """How its data looked, as far as prediction needs it: text columns, longest input."""
+        self.version = ""
+        """Content hash of the folder that it was saved to or loaded from."""
+
+    @classmethod
+    def new(cls, name: str, backbone: Backbone, method: Method, head: Head | None = None, *, seed: int = 0) -> Task:
+        """A task with fresh modules. Without a head it only changes the backbone, whose own head goes on working.
+
+        The same seed gives the same initial values, and the caller's random numbers are left as they were.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(name, backbone, method, head).to(backbone.device)
+
+    def delta(self, key: str) -> Delta:
+        """The delta at the site with this key; KeyError when the task has none there."""
+        return self.deltas[key.replace(".", ":")]  # type: ignore[return-value]
+
+    def _reaches(self, site: Site) -> bool:
+        """Whether a site lies on the way to the head: neither the pretrained pooler nor T5's own lm_head does, unless asked for.
+        A parameter that gets no gradient would be counted and shipped for nothing."""
+        if self.head is None:
+            return True
+        top = site.module.partition(".")[0]
+        return top != "lm_head" and (top != "pooler" or self.head.pooling == "pooler")
+
+    def trained_parameters(self) -> int:
+        """How many numbers are trained, the head's included."""
+        return sum(p.numel() for p in self.parameters())
+
+    def decay_free(self) -> set[str]:
+        """Names (as in `named_parameters`) that take no weight decay: biases, gains, norms."""
+        names = {f"deltas.{key}.{n}" for key, delta in self.deltas.items() for n in delta.decay_free()}  # type: ignore[union-attr, operator]
+        return names | ({"head_module.bias"} if self.head_module is not None else set())
+
+    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
+        """The head's mean loss; see HeadModule.loss for the labels' shapes."""
+        if self.head_module is None:
+            raise ConfigError(f"task {self.name!r} has no head; make it with Task.new(..., head=Head(...)).")
+        return self.head_module.loss(scores, labels)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every trained tensor by its name in the file: the site's key, then the delta's own name."""
+        return {_file_name(name): tensor for name, tensor in self.state_dict().items()}
+
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Sets every trained tensor; TaskError when one is missing, too many, or of another shape."""
+        mine = {_file_name(name): tensor for name, tensor in self.state_dict().items()}
+        if missing := sorted(mine.keys() - tensors.keys()):
+            raise TaskError(f"task {self.name!r} lacks {len(missing)} tensor(s), the first is {missing[0]!r}.")
+        if surplus := sorted(tensors.keys() - mine.keys()):
+            raise TaskError(f"task {self.name!r} has {len(surplus)} tensor(s) too many, the first is {surplus[0]!r}.")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                if tensor.shape != tensors[name].shape:
+                    shapes = f"{list(tensor.shape)}, got {list(tensors[name].shape)}"
+                    raise TaskError(f"task {self.name!r}: tensor {name!r} should have shape {shapes}.")
+                tensor.copy_(tensors[name])
+
+    def save(self, folder: str | Path) -> None:
+        """Writes task.safetensors and task.json into the folder, atomically; sets `version`."""
+        description = {
+            "name": self.name,
+            "backbone": self.backbone_info,
+            "method": method_to_dict(self.method),
+            "head": {} if self.head is None else {**dataclasses.asdict(self.head), "labels": list(self.head.labels)},
+            "metrics": self.metrics,
+            "data": self.data,
+        }
+        self.version = taskfile.write(Path(folder), description, self.tensors())
+
+    @classmethod
+    def load(cls, folder: str | Path, backbone: Backbone | None = None) -> Task:
+        """The task in the folder, on this backbone (None: the one that it names is loaded).
+
+        TaskError when the folder is damaged or the backbone is another than the one it was trained on.
+        """
+        description, tensors = taskfile.read(Path(folder))
+        info = description["backbone"]
+        backbone = backbone if backbone is not None else Backbone.load(str(info.get("name")))
+        if info.get("fingerprint") != backbone.fingerprint:
+            raise TaskError(
+                f"{folder} was trained on backbone {info.get('name')!r} (fingerprint {info.get('fingerprint')}), this one is "
+                f"{backbone.name!r} (fingerprint {backbone.fingerprint}); load it with the backbone that it names."
+            )
+        try:
+            head = (
+                Head(**{**description["head"], "labels": tuple(description["head"]["labels"])})
+                if description["head"]
+                else None
+            )
+            task = cls.new(description["name"], backbone, method_from_dict(description["method"]), head)
+        except (TypeError, KeyError, ConfigError) as error:
+            raise TaskError(f"{folder}: its method or head cannot be built: {error}") from None
+        task.load_tensors(tensors)
+        task.metrics, task.data, task.version = description["metrics"], description["data"], description["content"]
+        return task.eval()
+
+
+def _file_name(name: str) -> str:
+    return (
+        name.removeprefix("deltas.").replace(":", ".")
+        if name.startswith("deltas.")
+        else name.replace("head_module", "head")
+    )
+
+
+def _settle(head: Head, backbone: Backbone) -> Head:
+    """The head with `auto` decided, checked against what the backbone has."""
+    if head.pooling == "auto":
+        return dataclasses.replace(head, pooling="mean" if backbone.kind == "encoder" else "last")
+    if head.pooling == "pooler" and getattr(backbone.base, "pooler", None) is None:
+        raise ConfigError(f"Head.pooling is 'pooler', but backbone {backbone.name!r} has none; give cls, mean or last.")
+    return head

@@ -1,0 +1,143 @@
+"""The task folder: task.safetensors and task.json, written atomically and read strictly.
+
+task.json holds {format, name, backbone, method, head, metrics, data, tensors, content}. `content` is the sha256 over the
+tensor file's bytes and over the rest of task.json, so an edited or half-copied folder is refused, never loaded in part. It is
+also the task's version. Nothing in either file is executed.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from intarsia.errors import TaskError
+
+FORMAT = 1
+TENSORS, DESCRIPTION = "task.safetensors", "task.json"
+_MAX_JSON = 16 << 20
+_FIELDS = {
+    "format": int,
+    "name": str,
+    "backbone": dict,
+    "method": dict,
+    "head": dict,
+    "metrics": dict,
+    "data": dict,
+    "tensors": dict,
+    "content": str,
+}
+
+
+def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Writes both files; returns the content hash. description: every field but format, tensors and content."""
+    from safetensors.torch import save
+
+    folder.mkdir(parents=True, exist_ok=True)
+    blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    full = {"format": FORMAT, **description, "tensors": {name: list(t.shape) for name, t in tensors.items()}}
+    full["content"] = _content(full, blob)
+    text = json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    # Both are safe on disk before either is in place: what an interruption can hit is two renames.
+    ready = [
+        (_partial(folder / TENSORS, blob), folder / TENSORS),
+        (_partial(folder / DESCRIPTION, text), folder / DESCRIPTION),
+    ]
+    for partial, target in ready:
+        os.replace(partial, target)
+    return full["content"]
+
+
+def _partial(target: Path, data: bytes) -> str:
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+    except BaseException:
+        os.unlink(name)
+        raise
+    return name
+
+
+def _content(description: Mapping[str, Any], blob: bytes) -> str:
+    rest = {key: value for key, value in description.items() if key != "content"}
+    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=True).encode()
+    return hashlib.sha256(hashlib.sha256(blob).digest() + canonical).hexdigest()
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """task.json, checked for form; TaskError says what is wrong."""
+    path = folder / DESCRIPTION
+    if not path.is_file():
+        hint = "no such folder" if not folder.exists() else f"no {DESCRIPTION} in it"
+        raise TaskError(f"{folder} is not a task folder: {hint}. Give the --out folder of a finished `intarsia train`.")
+    if path.stat().st_size > _MAX_JSON:
+        raise TaskError(
+            f"{path} has {path.stat().st_size:,} bytes, expected at most {_MAX_JSON:,}; it is not a task's."
+        )
+    try:
+        found = json.loads(path.read_bytes().decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        line = "nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
+        raise TaskError(f"{path} is not readable as json: {line}. Copy the task folder again.") from None
+    if not isinstance(found, dict) or "format" not in found:
+        raise TaskError(f"{path} is not a task's description: it has no field 'format'.")
+    if found["format"] != FORMAT:
+        raise TaskError(
+            f"{path} has format version {found['format']!r}, this intarsia reads {FORMAT}; use the version that wrote it."
+        )
+    for field, kind in _FIELDS.items():
+        if not isinstance(found.get(field), kind):
+            raise TaskError(
+                f"{path}: field {field!r} should be a {kind.__name__}, got {type(found.get(field)).__name__}."
+            )
+    if surplus := sorted(set(found) - set(_FIELDS)):
+        raise TaskError(f"{path} has an unknown field {surplus[0]!r}; it was edited or written by another version.")
+    return found
+
+
+def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Description and tensors, both checked against the content hash."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    description = read_description(folder)
+    path = folder / TENSORS
+    if not path.is_file():
+        raise TaskError(f"{folder} has no {TENSORS}; copy the whole task folder.")
+    blob = path.read_bytes()
+    try:
+        tensors = load(blob)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise TaskError(
+            f"{path} is damaged or truncated: {' '.join(str(error).split())}. Copy the task folder again."
+        ) from None
+    expected = {name: tuple(shape) for name, shape in description["tensors"].items()}
+    actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    _compare(path, expected, actual)
+    if _content(description, blob) != description["content"]:
+        raise TaskError(
+            f"{folder}: the content does not match its hash; {TENSORS} or {DESCRIPTION} was edited. Copy it again."
+        )
+    return description, tensors
+
+
+def _compare(path: Path, expected: Mapping[str, tuple], actual: Mapping[str, tuple]) -> None:
+    if missing := sorted(expected.keys() - actual.keys()):
+        raise TaskError(
+            f"{path} lacks {len(missing)} tensor(s), the first is {missing[0]!r}; copy the task folder again."
+        )
+    if surplus := sorted(actual.keys() - expected.keys()):
+        raise TaskError(
+            f"{path} has {len(surplus)} tensor(s) too many, the first is {surplus[0]!r}; copy the task folder again."
+        )
+    for name, shape in expected.items():
+        if actual[name] != shape:
+            raise TaskError(f"{path}: tensor {name!r} should have shape {list(shape)}, got {list(actual[name])}.")
