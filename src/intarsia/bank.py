@@ -22,6 +22,10 @@ RowTasks = list[str | None] | list[str] | tuple[str | None, ...]
 """The task of each row; None: the plain backbone."""
 
 
+class _NotByRow(Exception):  # noqa: N818 - never leaves this file
+    """A site's output has not one entry a row, so the rows' tasks cannot be told apart there."""
+
+
 class Segment(NamedTuple):
     """Rows start to stop of a batch sorted by task; stop None: all rows, however they are laid out."""
 
@@ -51,6 +55,7 @@ class TaskBank:
         self.tasks: dict[str, Task] = {}
         self._places: dict[str, _Place] = {}
         self._default: tuple[Segment, ...] = ()
+        self._mixes = True
         self._rows = 0
         self._segments: tuple[Segment, ...] = ()
         for task in tasks:
@@ -63,6 +68,12 @@ class TaskBank:
         if task.backbone_info["fingerprint"] != self.backbone.fingerprint:
             raise TaskError(
                 f"task {task.name!r} was made for backbone {task.backbone_info['name']!r}, the bank's is {self.backbone.name!r}."
+            )
+        known = {site.key for site in self.backbone.sites}
+        if missing := [key for key in task.sites if key not in known]:
+            raise TaskError(
+                f"task {task.name!r} has a module at {missing[0]!r}, which this class of the model lacks; load the backbone "
+                "as the class that the task was made on."
             )
         self.tasks[task.name] = task
         for key, site in task.sites.items():
@@ -112,7 +123,7 @@ class TaskBank:
         """
         if isinstance(tasks, str):
             with self._routed((Segment(self._known(tasks)),), rows=0):
-                states = self.backbone.features(batch)
+                states = self._again(self.backbone.features(batch))
                 return self._result(self.tasks[tasks], states, self.backbone.mask(batch))
         rows = len(next(iter(batch.values())))
         if len(tasks) != rows:
@@ -122,7 +133,15 @@ class TaskBank:
         for name in tasks:
             if name is not None:
                 self._known(name)
-        results: list[Tensor] = [torch.empty(0)] * rows
+        try:
+            return self._by_row(batch, tasks)
+        except _NotByRow:
+            # Found once, kept: this backbone computes something for all rows together at a site (DeBERTa's position table).
+            self._mixes = False
+            return self._by_row(batch, tasks)
+
+    def _by_row(self, batch: Mapping[str, Tensor], tasks: RowTasks) -> list[Tensor]:
+        results: list[Tensor] = [torch.empty(0)] * len(tasks)
         for group in self._passes(tasks):
             for row, result in zip(group, self._mixed(batch, group, tasks), strict=True):
                 results[row] = result
@@ -131,7 +150,7 @@ class TaskBank:
     def _passes(self, tasks: Sequence[str | None]) -> Iterator[list[int]]:
         """Row indices of each pass, sorted by task: one pass for all that mix, one for each task that replaces weights."""
         order = sorted(range(len(tasks)), key=lambda row: tasks[row] or "")
-        alone = {name for name in set(tasks) if name is not None and self.tasks[name].alone}
+        alone = {n for n in set(tasks) if n is not None and (self.tasks[n].alone or not self._mixes)}
         if mixed := [row for row in order if tasks[row] not in alone]:
             yield mixed
         for name in sorted(alone):
@@ -147,11 +166,13 @@ class TaskBank:
             else:
                 segments.append(Segment(tasks[row], place, place + 1))
         with self._routed(tuple(segments), rows=len(order)):
-            states, mask = self.backbone.features(part), self.backbone.mask(part)
+            states, mask = self._again(self.backbone.features(part)), self.backbone.mask(part)
             for name, start, stop in segments:
                 own = states[start:stop]
                 seen = None if mask is None else mask[start:stop]
+                self._segments = (Segment(name),)  # the pretrained pooler sees these rows alone
                 yield from own if name is None else self._result(self.tasks[name], own, seen)
+            self._segments = tuple(segments)
 
     def _result(self, task: Task, states: Tensor, mask: Tensor | None) -> Tensor:
         if task.head_module is None:
@@ -172,9 +193,22 @@ class TaskBank:
         try:
             yield
         finally:
-            # Gradient checkpointing runs the hooks again during backward: then the routing must outlive this call.
-            if not (torch.is_grad_enabled() and self.backbone.checkpointing):
+            self._segments = self._default
+
+    def _again(self, states: Tensor) -> Tensor:
+        """Gradient checkpointing runs the hooks again during backward, and then wants this call's routing."""
+        if states.requires_grad and self.backbone.checkpointing:
+            routing = self._segments, self._rows
+
+            def during(_grad: Tensor) -> None:
+                self._segments, self._rows = routing
+                torch.autograd.Variable._execution_engine.queue_callback(after)
+
+            def after() -> None:
                 self._segments = self._default
+
+            states.register_hook(during)
+        return states
 
     def _hook(self, site: Site) -> _Place:
         place = _Place(site, Hooks())
@@ -192,15 +226,16 @@ class TaskBank:
     def _project(self, place: _Place, x: Tensor, y: Tensor) -> Tensor:
         """Each segment's rows through its task's delta; rows of tasks without one here pass unchanged."""
         segments = self._segments
-        if len(segments) == 1 and segments[0].stop is None:
+        if len(segments) == 1:  # one task: however its rows are laid out
             delta = place.deltas.get(segments[0].task or "")
             return y if delta is None else delta(x, y, None)
         if not any(segment.task in place.deltas for segment in segments):
             return y
-        each = y.shape[0] // self._rows  # more than 1 where a module sees rows and tokens on one axis
+        if y.shape[0] != self._rows and len(segments) > 1:
+            raise _NotByRow
         pieces = []
         for name, start, stop in segments:
-            span = slice(start * each, None if stop is None else stop * each)
+            span = slice(start, stop)
             delta = place.deltas.get(name or "")
             if delta is None:
                 pieces.append(y[span])

@@ -59,7 +59,7 @@ def pool(states: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
     if pooling == "mean":
         if mask is None:
             return states.mean(dim=1)
-        weight = mask.unsqueeze(-1).to(states.dtype)
+        weight = mask.unsqueeze(-1).float()  # a sum of 512 tokens overflows fp16, and bf16 cannot count them
         return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
     if mask is None:
         return states[:, -1]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from intarsia import taskfile
 from intarsia.backbone import Backbone
-from intarsia.errors import ConfigError, TaskError
+from intarsia.errors import ConfigError, TaskError, UnsupportedError
 from intarsia.heads import Head, HeadModule
 from intarsia.methods import Delta, Method, WeightDelta, method_from_dict, method_to_dict
 from intarsia.sites import Role, Site
@@ -23,7 +23,7 @@ class Task(nn.Module):
 
     def __init__(self, name: str, backbone: Backbone, method: Method, head: Head | None) -> None:
         super().__init__()
-        if not name or name != name.strip() or "/" in name or "\\" in name:
+        if not name or name != name.strip() or not name.isprintable() or "/" in name or "\\" in name:
             raise ConfigError(f"a task's name must be a word without slashes or surrounding blanks, got {name!r}")
         self.name = name
         self.method = method
@@ -97,11 +97,12 @@ class Task(nn.Module):
             raise TaskError(f"task {self.name!r} lacks {len(missing)} tensor(s), the first is {missing[0]!r}.")
         if surplus := sorted(tensors.keys() - mine.keys()):
             raise TaskError(f"task {self.name!r} has {len(surplus)} tensor(s) too many, the first is {surplus[0]!r}.")
+        for name, tensor in mine.items():
+            if tensor.shape != tensors[name].shape:
+                shapes = f"{list(tensor.shape)}, got {list(tensors[name].shape)}"
+                raise TaskError(f"task {self.name!r}: tensor {name!r} should have shape {shapes}.")
         with torch.no_grad():
             for name, tensor in mine.items():
-                if tensor.shape != tensors[name].shape:
-                    shapes = f"{list(tensor.shape)}, got {list(tensors[name].shape)}"
-                    raise TaskError(f"task {self.name!r}: tensor {name!r} should have shape {shapes}.")
                 tensor.copy_(tensors[name])
 
     def save(self, folder: str | Path) -> None:
@@ -137,8 +138,10 @@ class Task(nn.Module):
                 else None
             )
             task = cls.new(description["name"], backbone, method_from_dict(description["method"]), head)
-        except (TypeError, KeyError, ConfigError) as error:
-            raise TaskError(f"{folder}: its method or head cannot be built: {error}") from None
+        except (TypeError, KeyError, ValueError, RuntimeError, MemoryError, ConfigError, UnsupportedError) as error:
+            raise TaskError(
+                f"{folder}: its method or head cannot be built: {' '.join(str(error).split())[:200]}"
+            ) from None
         task.load_tensors(tensors)
         task.metrics, task.data, task.version = description["metrics"], description["data"], description["content"]
         return task.eval()

@@ -18,7 +18,7 @@ from torch import Tensor
 from intarsia.errors import TaskError
 
 FORMAT = 1
-TENSORS, DESCRIPTION = "task.safetensors", "task.json"
+TENSORS, DESCRIPTION, NEXT = "task.safetensors", "task.json", ".task.json.next"
 _MAX_JSON = 16 << 20
 _FIELDS = {
     "format": int,
@@ -41,14 +41,25 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     full = {"format": FORMAT, **description, "tensors": {name: list(t.shape) for name, t in tensors.items()}}
     full["content"] = _content(full, blob)
-    text = json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    # Both are safe on disk before either is in place: what an interruption can hit is two renames.
-    ready = [
-        (_partial(folder / TENSORS, blob), folder / TENSORS),
-        (_partial(folder / DESCRIPTION, text), folder / DESCRIPTION),
-    ]
-    for partial, target in ready:
-        os.replace(partial, target)
+    try:
+        text = json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError as error:
+        raise TaskError(
+            f"{folder}: the task's metrics or data hold a value that json has no word for: {error}."
+        ) from None
+    _finish(folder)
+    # The new description waits beside the old one until the tensors are in place; killed anywhere, `read` finds a matching pair.
+    ready: list[tuple[str, Path]] = []
+    try:
+        for name, data in ((NEXT, text), (TENSORS, blob)):
+            ready.append((_partial(folder / name, data), folder / name))
+        for partial, target in ready:
+            os.replace(partial, target)
+    except OSError:
+        for path in (*(Path(partial) for partial, _ in ready), folder / NEXT):
+            path.unlink(missing_ok=True)
+        raise
+    os.replace(folder / NEXT, folder / DESCRIPTION)
     return full["content"]
 
 
@@ -72,9 +83,9 @@ def _content(description: Mapping[str, Any], blob: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(blob).digest() + canonical).hexdigest()
 
 
-def read_description(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path, name: str = DESCRIPTION) -> dict[str, Any]:
     """task.json, checked for form; TaskError says what is wrong."""
-    path = folder / DESCRIPTION
+    path = folder / name
     if not path.is_file():
         hint = "no such folder" if not folder.exists() else f"no {DESCRIPTION} in it"
         raise TaskError(f"{folder} is not a task folder: {hint}. Give the --out folder of a finished `intarsia train`.")
@@ -103,12 +114,31 @@ def read_description(folder: Path) -> dict[str, Any]:
     return found
 
 
+def _finish(folder: Path) -> None:
+    """Completes a save that was killed between its last two renames."""
+    if (folder / NEXT).is_file():
+        try:
+            _read(folder, NEXT)
+        except TaskError:
+            return  # the tensors are still the old ones
+        os.replace(folder / NEXT, folder / DESCRIPTION)
+
+
 def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Description and tensors, both checked against the content hash."""
+    try:
+        return _read(folder, DESCRIPTION)
+    except TaskError:
+        if not (folder / NEXT).is_file():
+            raise
+        return _read(folder, NEXT)
+
+
+def _read(folder: Path, name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    description = read_description(folder)
+    description = read_description(folder, name)
     path = folder / TENSORS
     if not path.is_file():
         raise TaskError(f"{folder} has no {TENSORS}; copy the whole task folder.")
@@ -119,8 +149,8 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise TaskError(
             f"{path} is damaged or truncated: {' '.join(str(error).split())}. Copy the task folder again."
         ) from None
-    expected = {name: tuple(shape) for name, shape in description["tensors"].items()}
-    actual = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    expected = description["tensors"]
+    actual = {name: list(tensor.shape) for name, tensor in tensors.items()}
     _compare(path, expected, actual)
     if _content(description, blob) != description["content"]:
         raise TaskError(
@@ -129,7 +159,7 @@ def read(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return description, tensors
 
 
-def _compare(path: Path, expected: Mapping[str, tuple], actual: Mapping[str, tuple]) -> None:
+def _compare(path: Path, expected: Mapping[str, Any], actual: Mapping[str, list[int]]) -> None:
     if missing := sorted(expected.keys() - actual.keys()):
         raise TaskError(
             f"{path} lacks {len(missing)} tensor(s), the first is {missing[0]!r}; copy the task folder again."
@@ -140,4 +170,4 @@ def _compare(path: Path, expected: Mapping[str, tuple], actual: Mapping[str, tup
         )
     for name, shape in expected.items():
         if actual[name] != shape:
-            raise TaskError(f"{path}: tensor {name!r} should have shape {list(shape)}, got {list(actual[name])}.")
+            raise TaskError(f"{path}: tensor {name!r} should have shape {shape}, got {actual[name]}.")

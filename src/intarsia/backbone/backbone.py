@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,6 +41,7 @@ class Backbone:
         self.fingerprint = print_
         self.sites: tuple[Site, ...] = locate(self.base, family)
         self.family = family
+        self._counts_positions = "position_ids" in inspect.signature(self.base.forward).parameters
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
@@ -106,6 +108,8 @@ class Backbone:
     @property
     def hidden(self) -> int:
         """Width of the residual stream that a head reads."""
+        if self.config.model_type == "opt":
+            return self.config.word_embed_proj_dim  # OPT-350m projects its states down at the end
         stack = "encoder" if self.kind == "encoder" else "decoder"
         return next(s.width for s in self.sites if s.role is Role.ATTN_OUT and s.stack == stack)
 
@@ -148,6 +152,10 @@ class Backbone:
         if self.kind == "encoder":
             return self.base(**batch).last_hidden_state
         if self.kind == "decoder":
+            mask = batch.get("attention_mask")
+            if mask is not None and self._counts_positions:
+                # Positions count real tokens, or padding on the left would shift GPT-2's.
+                batch.setdefault("position_ids", (mask.long().cumsum(1) - 1).clamp(min=0))
             return self.base(**batch, use_cache=False).last_hidden_state
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
@@ -228,6 +236,7 @@ def _fast_bfloat16(device: torch.device) -> bool:
 
 def _from_pretrained(folder: str, name: str) -> PreTrainedModel:
     import transformers as tf
+    from safetensors import SafetensorError
 
     try:
         config = tf.AutoConfig.from_pretrained(folder)
@@ -238,7 +247,7 @@ def _from_pretrained(folder: str, name: str) -> PreTrainedModel:
         elif type(config) in tf.MODEL_FOR_CAUSAL_LM_MAPPING and architecture.endswith(("CausalLM", "LMHeadModel")):
             auto = tf.AutoModelForCausalLM
         return auto.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         if os.sep in name and not Path(name).exists():
             line = "there is no such folder"

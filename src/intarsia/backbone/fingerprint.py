@@ -16,7 +16,7 @@ def fingerprint(base: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(base.state_dict().items()):
-        if "pooler." in name or not isinstance(tensor, Tensor):
+        if "pooler." in name or name.startswith("lm_head.") or not isinstance(tensor, Tensor):
             continue  # a pooler is there or not, depending on the class that the same checkpoint was loaded with
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().flatten()

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from intarsia.sites import Part, Site
+from intarsia.sites import Part, Role, Site
 
 Project = Callable[[Tensor, Tensor], Tensor]
 """(x, y) -> y', the change at a projection."""
@@ -28,7 +28,9 @@ class Hooks:
 
 def first_argument(args: tuple, kwargs: dict) -> Tensor:
     """A module's input, however its caller spelt it."""
-    return args[0] if args else next(iter(kwargs.values()))
+    if args:
+        return args[0]
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
 
 
 def at_projection(base: nn.Module, site: Site, change: Project) -> Hooks:
@@ -39,7 +41,8 @@ def at_projection(base: nn.Module, site: Site, change: Project) -> Hooks:
         def own(_module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor:
             return _on_part(site.part, first_argument(args, kwargs), y, change)
 
-        return Hooks(module.register_forward_hook(own, with_kwargs=True))
+        # Before the others on this module: where a norm ends a sublayer (Gemma 2), its adapter reads the trained norm.
+        return Hooks(module.register_forward_hook(own, with_kwargs=True, prepend=site.role is Role.NORM))
 
     # x is the input of an earlier module of the same sublayer. It is kept only from there to here, and a recomputation
     # (gradient checkpointing) or a next chunk passes both places again in the same order.
@@ -76,29 +79,41 @@ def at_parameter(model: nn.Module, base: nn.Module, site: Site, replace: Replace
     The swap is inside the module's own call, not around the whole forward pass, so that gradient checkpointing, which runs the
     module again during backward, sees the stand-in too.
     """
-    owner = base.get_submodule(site.module)
-    parameter = owner._parameters[site.parameter]
+    parameter = base.get_submodule(site.module)._parameters[site.parameter]
     handles: list[RemovableHandle] = []
-    for module in model.modules():
+    for path, module in model.named_modules():
         for name, value in module._parameters.items():
             if value is parameter:
-                handles += _swap(module, name, replace)
+                # The parent too: some read a child's weight themselves (DeBERTa's table of relative positions).
+                parent = model.get_submodule(path.rpartition(".")[0])
+                handles += _swap(module, name, {module, parent}, replace)
     return Hooks(*handles)
 
 
-def _swap(module: nn.Module, name: str, replace: Replace) -> list[RemovableHandle]:
+def _swap(module: nn.Module, name: str, while_running: set[nn.Module], replace: Replace) -> list[RemovableHandle]:
     original = module._parameters[name]
+    assert original is not None
+    dtype = original.dtype
+    running = 0
 
     def put(_module: nn.Module, _args: tuple) -> None:
-        new = replace()
-        if new is not None:
-            module._parameters[name] = new.to(original.dtype)  # type: ignore[assignment, union-attr]
+        nonlocal running
+        running += 1
+        if running == 1 and (new := replace()) is not None:
+            module._parameters[name] = new.to(dtype)  # type: ignore[assignment]
 
     def restore(_module: nn.Module, _args: tuple, _y: object) -> None:
-        module._parameters[name] = original
+        nonlocal running
+        running = max(0, running - 1)  # a failing hook before ours leaves us uncounted
+        if running == 0:
+            module._parameters[name] = original
 
+    # `restore` also after an exception, or the backbone would keep a task's weights.
     return [
-        module.register_forward_pre_hook(put),
-        # Also after an exception, or the backbone would keep a task's weights.
-        module.register_forward_hook(restore, always_call=True),
+        handle
+        for caller in while_running
+        for handle in (
+            caller.register_forward_pre_hook(put),
+            caller.register_forward_hook(restore, always_call=True),
+        )
     ]

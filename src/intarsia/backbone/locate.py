@@ -83,7 +83,7 @@ def _attention_sites(base: nn.Module, row: Attention, stack, index: int, prefix:
         role=Role.ATTN_OUT,
         module=f"{prefix}.{row.out}",
         width=hidden,
-        source=query,
+        source=f"{prefix}.{row.module}",
         source_width=_width(base, query)[0],
         **common,
     )

@@ -78,11 +78,13 @@ class BottleneckAdapter:
                 f"BottleneckAdapter.non_linearity must be one of {', '.join(known)}; got {self.non_linearity!r}"
                 + nearest(self.non_linearity, known)
             )
-        if not self.init_std >= 0:
+        if self.init_up not in ("zero", "normal"):
+            raise ConfigError(f"BottleneckAdapter.init_up must be 'zero' or 'normal', got {self.init_up!r}")
+        if not 0 <= self.init_std < float("inf"):
             raise ConfigError(f"BottleneckAdapter.init_std must be 0 or more, got {self.init_std}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"BottleneckAdapter.dropout must be in [0, 1), got {self.dropout}")
-        if self.scale != "learned" and not abs(self.scale) < float("inf"):
+        if self.scale != "learned" and (isinstance(self.scale, str) or not abs(self.scale) < float("inf")):
             raise ConfigError(f"BottleneckAdapter.scale must be a finite number or 'learned', got {self.scale}")
 
     def bottleneck_width(self, hidden: int) -> int:

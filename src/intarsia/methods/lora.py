@@ -57,7 +57,11 @@ class LoRA:
         """The target projections, cross-attention's included."""
         check_leave_out(self.leave_out, available, "LoRA")
         if not (sites := with_roles(available, self.targets, self.leave_out)):
-            raise UnsupportedError("LoRA finds none of its targets on this backbone: every layer is left out.")
+            here = [str(role) for role in TARGETS if any(site.role is role for site in available)]
+            why = (
+                "every layer is left out" if set(self.targets) & set(here) else f"its targets can be {', '.join(here)}"
+            )
+            raise UnsupportedError(f"LoRA finds none of its targets on this backbone: {why}.")
         return sites
 
     def build(self, site: Site, value: Tensor | None = None) -> Delta:

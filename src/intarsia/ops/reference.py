@@ -20,8 +20,9 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, route: Tensor | None
     bias = None if bias is None else bias.to(x.dtype)
     if route is None:
         return F.linear(x, weight[0], None if bias is None else bias[0])
-    product = x @ weight[route].mT
-    return product if bias is None else product + bias[route].unsqueeze(1)
+    rows = x.reshape(x.shape[0], -1, x.shape[-1])
+    product = (rows @ weight[route].mT).view(*x.shape[:-1], weight.shape[1])
+    return product if bias is None else product + per_task(bias, product, route)
 
 
 def bottleneck(

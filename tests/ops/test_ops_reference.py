@@ -1,0 +1,189 @@
+"""Each operation equals a plain loop over rows, whatever the traffic, the sizes and the number type."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from intarsia import ops
+
+TRAFFIC = {
+    "identical": [1, 1, 1, 1],
+    "distinct": [0, 1, 2, 3],
+    "skewed": [3, 3, 3, 0],
+    "uniform": [2, 0, 3, 1],
+    "one row": [2],
+    "reversed": [3, 2, 1, 0, 3, 2],
+}
+SIZES = {"even": (5, 64, 64, 8), "odd": (3, 37, 53, 1), "one token": (1, 7, 5, 3), "no token": (0, 6, 4, 2)}
+TASKS = 4
+
+traffic = pytest.mark.parametrize("route", TRAFFIC.values(), ids=TRAFFIC)
+sizes = pytest.mark.parametrize(("tokens", "reads", "writes", "width"), SIZES.values(), ids=SIZES)
+dtypes = pytest.mark.parametrize(("dtype", "tol"), [(torch.float64, 1e-12), (torch.float32, 1e-4)], ids=["f64", "f32"])
+
+
+def draw(*shapes, dtype=torch.float64, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=g, dtype=dtype) for shape in shapes]
+
+
+def bottleneck_arguments(rows, tokens, reads, writes, width, dtype=torch.float64):
+    return draw(
+        (rows, tokens, reads),
+        (TASKS, width, reads),
+        (TASKS, width),
+        (TASKS, writes, width),
+        (TASKS, writes),
+        dtype=dtype,
+    )
+
+
+def bottleneck_row(x, down, down_bias, up, up_bias, activation):
+    return activation(x @ down.T + down_bias) @ up.T + up_bias
+
+
+@traffic
+@sizes
+@dtypes
+def test_bottleneck_equals_a_loop_over_rows(route, tokens, reads, writes, width, dtype, tol):
+    x, *weights = bottleneck_arguments(len(route), tokens, reads, writes, width, dtype)
+    loop = torch.stack(
+        [bottleneck_row(row, *(w[n] for w in weights), torch.tanh) for row, n in zip(x, route, strict=True)]
+    )
+    out = ops.bottleneck(x, *weights, torch.tanh, torch.tensor(route))
+    torch.testing.assert_close(out, loop, rtol=tol, atol=tol)
+
+
+@traffic
+@sizes
+@dtypes
+def test_low_rank_equals_a_loop_over_rows(route, tokens, reads, writes, width, dtype, tol):
+    x, a, b = draw((len(route), tokens, reads), (TASKS, width, reads), (TASKS, writes, width), dtype=dtype)
+    loop = torch.stack([row @ a[n].T @ b[n].T for row, n in zip(x, route, strict=True)])
+    torch.testing.assert_close(ops.low_rank(x, a, b, torch.tensor(route)), loop, rtol=tol, atol=tol)
+
+
+@traffic
+@pytest.mark.parametrize("inner", [(), (5,), (2, 3), (4, 4)], ids=str)
+def test_per_task_gives_each_row_its_own_vector_under_any_inner_axes(route, inner):
+    like, vector = draw((len(route), *inner, 7), (TASKS, 7))
+    out = like + ops.per_task(vector, like, torch.tensor(route))
+    loop = torch.stack([row + vector[n] for row, n in zip(like, route, strict=True)])
+    assert torch.equal(out, loop)
+
+
+@pytest.mark.parametrize("inner", [(), (5,), (2, 3), (4, 3), (4, 4)], ids=str)
+def test_a_routed_row_may_have_any_number_of_inner_axes(inner):
+    # (4, ...) is as long as the batch: an axis that broadcasts by accident gives another row's weights, silently.
+    route = [3, 0, 2, 0]
+    x, *weights = bottleneck_arguments(4, 1, 6, 5, 2)
+    (x,) = draw((4, *inner, 6))
+    loop = torch.stack([bottleneck_row(row, *(w[n] for w in weights), F.relu) for row, n in zip(x, route, strict=True)])
+    torch.testing.assert_close(ops.bottleneck(x, *weights, F.relu, torch.tensor(route)), loop, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 6), (15, 6), (6,), (2, 3, 5, 6)], ids=str)
+def test_without_a_route_every_row_is_of_the_one_task_however_laid_out(shape):
+    x, *weights = bottleneck_arguments(1, 1, 6, 4, 3)
+    (x,) = draw(shape)
+    one = [w[:1] for w in weights]
+    flat = x.reshape(-1, 6)
+    expected = torch.stack([bottleneck_row(row, *(w[0] for w in one), torch.tanh) for row in flat])
+    out = ops.bottleneck(x, *one, torch.tanh)
+    torch.testing.assert_close(out, expected.view(*shape[:-1], 4), rtol=1e-12, atol=1e-12)
+    assert torch.equal(ops.per_task(one[3], out), one[3][0])
+    torch.testing.assert_close(ops.low_rank(x, one[0], one[2]), x @ one[0][0].T @ one[2][0].T)
+
+
+def test_without_a_route_equals_a_route_of_zeros():
+    x, *weights = bottleneck_arguments(3, 4, 6, 5, 2)
+    one = [w[:1] for w in weights]
+    zeros = torch.zeros(3, dtype=torch.long)
+    torch.testing.assert_close(ops.bottleneck(x, *one, F.relu), ops.bottleneck(x, *one, F.relu, zeros))
+    torch.testing.assert_close(ops.low_rank(x, one[0], one[2]), ops.low_rank(x, one[0], one[2], zeros))
+
+
+@pytest.mark.parametrize("route", [None, [0, 2, 2]], ids=["one task", "routed"])
+def test_gradients_of_every_operation_are_right(route):
+    tasks = 1 if route is None else 3
+    index = None if route is None else torch.tensor(route)
+    x, *weights = (t.requires_grad_() for t in draw((3, 2, 4), (tasks, 2, 4), (tasks, 2), (tasks, 3, 2), (tasks, 3)))
+    assert torch.autograd.gradcheck(lambda *t: ops.bottleneck(*t, torch.tanh, index), (x, *weights))
+    assert torch.autograd.gradcheck(lambda *t: ops.low_rank(*t, index), (x, weights[0], weights[2]))
+    like = x[..., :3].detach()
+    assert torch.autograd.gradcheck(lambda v: like * ops.per_task(v, like, index), (weights[3],))
+    for centre in (True, False):
+        assert torch.autograd.gradcheck(lambda t, centre=centre: ops.normalise(t, 1e-5, centre=centre), (x,))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("route", [None, [0, 1, 1]], ids=["one task", "routed"])
+def test_fp32_weights_are_used_in_the_states_number_type_and_get_fp32_gradients(dtype, route):
+    index = None if route is None else torch.tensor(route)
+    x, *weights = bottleneck_arguments(3, 4, 16, 16, 4, torch.float32)
+    for w in weights:
+        w.mul_(0.3).requires_grad_()
+    low = x.to(dtype)
+    out = ops.bottleneck(low, *weights, F.gelu, index) + ops.low_rank(low, weights[0], weights[2], index)
+    out = out * ops.per_task(weights[3], out, index)
+    assert out.dtype is dtype
+    out.float().sum().backward()
+    for w in weights:
+        assert w.grad.dtype is torch.float32
+        assert w.grad.isfinite().all()
+    wide = ops.bottleneck(x, *weights, F.gelu, index) + ops.low_rank(x, weights[0], weights[2], index)
+    wide = wide * ops.per_task(weights[3], wide, index)
+    torch.testing.assert_close(out.float(), wide, rtol=0.1, atol=0.1)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(3, 5, 37), (2, 4, 3, 8), (4, 1)], ids=str)
+def test_normalise_equals_the_formula_row_by_row(dtype, tol, shape):
+    (x,) = draw(shape, dtype=dtype)
+    rows = x.reshape(-1, shape[-1])
+    layer = torch.stack([(r - r.mean()) / torch.sqrt(r.var(unbiased=False) + 1e-3) for r in rows]).view(shape)
+    rms = torch.stack([r / math.sqrt(float((r * r).mean()) + 1e-3) for r in rows]).view(shape)
+    torch.testing.assert_close(ops.normalise(x, 1e-3, centre=True), layer, rtol=tol, atol=tol)
+    torch.testing.assert_close(ops.normalise(x, 1e-3, centre=False), rms, rtol=tol, atol=tol)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("centre", [True, False])
+def test_normalise_keeps_its_statistics_in_fp32(dtype, centre):
+    # The squares of these overflow fp16 (65504), and their bf16 sum would lose most of its digits.
+    (x,) = draw((2, 512), dtype=torch.float32)
+    x = (x * 300 + 400).to(dtype)
+    out = ops.normalise(x, 1e-6, centre=centre)
+    assert out.dtype is dtype
+    exact = ops.normalise(x.double(), 1e-6, centre=centre)
+    torch.testing.assert_close(out.double(), exact, rtol=2**-7, atol=2**-7)
+
+
+def test_dropout_zeroes_entries_of_the_inner_activation_and_keeps_its_mean():
+    x, *weights = bottleneck_arguments(1, 1, 4, 1, 4000)
+    weights[2][:] = 1.0
+    weights[3][:] = 0.0
+    one = [w[:1] for w in weights]
+    plain = ops.bottleneck(x, *one, torch.sigmoid)
+    torch.manual_seed(0)
+    dropped = ops.bottleneck(x, *one, torch.sigmoid, dropout=0.5)
+    assert not torch.equal(plain, dropped)
+    torch.testing.assert_close(dropped, plain, rtol=0.1, atol=0)
+
+
+@pytest.mark.parametrize("name", list(ops.ACTIVATIONS))
+def test_every_non_linearity_keeps_shape_and_number_type(name):
+    x = torch.linspace(-3, 3, 12, dtype=torch.bfloat16).view(3, 4)
+    out = ops.ACTIVATIONS[name](x)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
+
+
+def test_non_linearities_with_two_names_agree_with_torch():
+    x = torch.linspace(-3, 3, 13)
+    assert torch.equal(ops.ACTIVATIONS["swish"](x), ops.ACTIVATIONS["silu"](x))
+    tanh_gelu = 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(ops.ACTIVATIONS["gelu_new"](x), tanh_gelu)
+    torch.testing.assert_close(ops.ACTIVATIONS["gelu"](x), 0.5 * x * (1 + torch.erf(x / math.sqrt(2))))
+    assert torch.equal(ops.ACTIVATIONS["linear"](x), x)

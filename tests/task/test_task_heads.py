@@ -1,0 +1,180 @@
+"""Heads: which state is read, what a loss is, what is refused."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import tiny
+from intarsia.bank import TaskBank
+from intarsia.errors import ConfigError
+from intarsia.heads import IGNORED, Head, HeadModule, pool
+from intarsia.methods import HeadOnly
+from intarsia.task import Task
+from methods.every import wrap
+
+LENGTHS = [5, 3, 1, 4]
+
+
+def padded(side, mask_dtype=torch.long):
+    """States whose padding is loud, and their mask."""
+    g = torch.Generator().manual_seed(0)
+    states = torch.full((4, 5, 6), 1e4)
+    mask = torch.zeros(4, 5, dtype=mask_dtype)
+    rows = [torch.randn(length, 6, generator=g) for length in LENGTHS]
+    for i, row in enumerate(rows):
+        where = slice(0, len(row)) if side == "right" else slice(5 - len(row), 5)
+        states[i, where], mask[i, where] = row, 1
+    return states, mask, rows
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("mask_dtype", [torch.long, torch.bool, torch.float32])
+@pytest.mark.parametrize(
+    ("pooling", "of_row"),
+    [("cls", lambda r: r[0]), ("pooler", lambda r: r[0]), ("mean", lambda r: r.mean(0)), ("last", lambda r: r[-1])],
+)
+def test_pooling_reads_real_tokens_on_either_side_of_the_padding(side, mask_dtype, pooling, of_row):
+    states, mask, rows = padded(side, mask_dtype)
+    torch.testing.assert_close(pool(states, mask, pooling), torch.stack([of_row(r) for r in rows]))
+
+
+@pytest.mark.parametrize("pooling", ["cls", "mean", "last"])
+def test_without_a_mask_every_token_is_real(pooling):
+    states = torch.randn(3, 4, 5)
+    torch.testing.assert_close(pool(states, None, pooling), pool(states, torch.ones(3, 4), pooling))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_mean_of_a_long_text_does_not_overflow_or_lose_digits_in_low_precision(dtype, masked):
+    states = torch.full((2, 515, 4), 200.0, dtype=dtype)  # their sum is beyond fp16's 65504; bf16 cannot hold 515
+    mask = torch.ones(2, 515, dtype=torch.long) if masked else None
+    torch.testing.assert_close(pool(states, mask, "mean").float(), torch.full((2, 4), 200.0), rtol=1e-3, atol=0)
+
+
+def test_a_row_without_a_real_token_gives_finite_scores():
+    for pooling in ("cls", "mean", "last"):
+        assert pool(torch.randn(2, 3, 4), torch.zeros(2, 3), pooling).isfinite().all()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5", "vit"])
+def test_auto_pooling_is_the_mean_for_encoders_and_the_last_token_for_decoders(family):
+    task = Task.new("t", wrap(family), HeadOnly(), Head(labels=("a", "b")))
+    assert task.head.pooling == ("mean" if family in tiny.ENCODERS else "last")
+
+
+def test_the_pretrained_pooler_is_used_as_transformers_uses_it():
+    backbone = wrap("bert")
+    task = Task.new("t", backbone, HeadOnly(), Head(labels=("a", "b"), pooling="pooler")).eval()
+    batch = tiny.inputs("bert")
+    with torch.no_grad():
+        pooled = backbone.model(**batch).pooler_output
+        expected = pooled @ task.head_module.weight[0].T + task.head_module.bias[0]
+        torch.testing.assert_close(TaskBank(backbone, [task])(batch, tasks="t"), expected)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "llama", "modernbert"])
+def test_a_pooler_is_refused_where_there_is_none(family):
+    with pytest.raises(ConfigError, match="has none; give cls, mean or last"):
+        Task.new("t", wrap(family), HeadOnly(), Head(labels=("a", "b"), pooling="pooler"))
+
+
+def module(kind, labels=("a", "b", "c")):
+    return HeadModule(Head(kind=kind, labels=labels, pooling="mean"), 8)
+
+
+def test_the_classification_loss_is_the_mean_negative_log_likelihood():
+    scores, labels = torch.randn(4, 3), torch.tensor([2, 0, 1, 1])
+    byhand = -torch.stack([(s - s.logsumexp(0))[c] for s, c in zip(scores, labels, strict=True)]).mean()
+    torch.testing.assert_close(module("classification").loss(scores, labels), byhand)
+    torch.testing.assert_close(nn.CrossEntropyLoss()(scores, labels), byhand)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.long])
+def test_the_multi_label_loss_is_the_mean_over_rows_and_labels(dtype):
+    scores, labels = torch.randn(4, 3), torch.tensor([[0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]], dtype=dtype)
+    p = scores.sigmoid()
+    byhand = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    torch.testing.assert_close(module("multi-label").loss(scores, labels), byhand.float())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_regression_loss_is_the_mean_squared_error(dtype):
+    scores, labels = torch.randn(4, 1), torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=dtype)
+    byhand = ((scores[:, 0] - labels) ** 2).mean().float()
+    torch.testing.assert_close(module("regression", ()).loss(scores, labels), byhand)
+
+
+def test_the_token_loss_is_the_mean_over_labelled_tokens():
+    scores = torch.randn(2, 4, 3)
+    labels = torch.tensor([[0, IGNORED, 2, IGNORED], [1, IGNORED, IGNORED, IGNORED]])
+    pairs = [(scores[0, 0], 0), (scores[0, 2], 2), (scores[1, 0], 1)]
+    byhand = torch.stack([s.logsumexp(0) - s[c] for s, c in pairs]).mean()
+    torch.testing.assert_close(module("token-classification").loss(scores, labels), byhand)
+
+
+SHAPES = {
+    "classification": (("a", "b", "c"), (3, 3), torch.tensor([0, 1, 2])),
+    "multi-label": (("a",), (3, 1), torch.tensor([[1.0], [0.0], [1.0]])),
+    "regression": ((), (3, 1), torch.tensor([0.1, 0.2, 0.3])),
+    "token-classification": (("O", "B", "I"), (3, 7, 3), torch.zeros(3, 7, dtype=torch.long)),
+}
+
+
+@pytest.mark.parametrize("kind", list(SHAPES))
+@pytest.mark.parametrize("family", ["bert", "llama", "t5", "vit"])
+def test_every_kind_of_head_scores_and_trains_on_every_kind_of_backbone(kind, family):
+    labels, shape, target = SHAPES[kind]
+    if family == "vit" and kind == "token-classification":
+        pytest.skip("an image has patches, not words")
+    backbone = wrap(family)
+    task = Task.new("t", backbone, HeadOnly(), Head(kind=kind, labels=labels))
+    batch = tiny.inputs(family)
+    batch.pop("decoder_input_ids", None)
+    scores = TaskBank(backbone, [task])(batch, tasks="t")
+    assert (tuple(scores.shape), scores.dtype) == (shape, torch.float32)
+    task.loss(scores, target).backward()
+    assert all(p.grad is not None for p in task.parameters())
+
+
+def test_head_dropout_works_in_training_only():
+    head = HeadModule(Head(labels=("a", "b"), pooling="mean", dropout=0.5), 8)
+    states = torch.randn(3, 4, 8)
+    assert not torch.equal(head(states, None), head(states, None))
+    head.eval()
+    assert torch.equal(head(states, None), head(states, None))
+
+
+BAD = {
+    "kind": (lambda: Head(kind="clasification", labels=("a", "b")), "'clasification'"),
+    "pooling": (lambda: Head(pooling="max", labels=("a", "b")), "cls, mean, last"),
+    "one label": (lambda: Head(labels=("a",)), "at least 2 label names, got 1"),
+    "no label": (lambda: Head(), "at least 2 label names, got 0"),
+    "no tags": (lambda: Head(kind="token-classification"), "at least 2 label names"),
+    "no multi-labels": (lambda: Head(kind="multi-label"), "at least 1 label names"),
+    "a label twice": (lambda: Head(labels=("a", "b", "a")), "differ from one another"),
+    "dropout 1": (lambda: Head(labels=("a", "b"), dropout=1.0), "dropout must be in [0, 1)"),
+    "dropout nan": (lambda: Head(labels=("a", "b"), dropout=float("nan")), "got nan"),
+}
+
+
+@pytest.mark.parametrize(("make", "fragment"), BAD.values(), ids=BAD)
+def test_a_bad_head_is_refused_in_one_line(make, fragment):
+    with pytest.raises(ConfigError) as error:
+        make()
+    assert fragment in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Head(labels=("a", "b")).kind = "regression"
+
+
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a\\b", " a", "a\n", "a\nb"])
+def test_a_tasks_name_must_be_a_word(name):
+    with pytest.raises(ConfigError) as error:
+        Task.new(name, wrap("bert"), HeadOnly())
+    assert "\n" not in str(error.value)
