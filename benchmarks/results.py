@@ -31,7 +31,9 @@ def machine() -> dict[str, Any]:
     """Hardware, versions, command and commit of this process."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     program = f"-m {spec.name}" if spec is not None else shlex.quote(sys.argv[0])
-    command = f"python {program} {shlex.join(sys.argv[1:])}".strip()
+    # Where a folder lies is this machine's affair; what it holds is in its name.
+    words = [Path(word).name if word.startswith("/") else word for word in sys.argv[1:]]
+    command = f"python {program} {shlex.join(words)}".strip()
     return {
         "hardware": hardware(),
         "versions": versions(),

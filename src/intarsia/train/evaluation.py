@@ -1,0 +1,121 @@
+"""A task's answers on a batch source, and their scores."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.errors import DataError
+from intarsia.train.metrics import compute_metrics
+from intarsia.train.source import IGNORED, BatchSource, count_labels, to_device
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scores:
+    """One entry per row, in the order of the source's plan (the caller knows which row that is)."""
+
+    scores: list[np.ndarray]
+    """classification: (C,) probabilities; multi-label: (C,) probabilities; regression: () the value;
+    token-classification: (T, C) probabilities of every position, padding included."""
+    predictions: list[Any]
+    """classification: class index; multi-label: (C,) of 0 and 1; regression: float; token-classification: (T,)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """With `loss`; empty where the rows have no labels."""
+
+
+def evaluate(bank: Any, task: Any, source: BatchSource, *, tick: Callable[[], None] | None = None) -> Scores:
+    """Answers and metrics of `task` on all rows of the source's plan. DataError where rows have no labels.
+
+    tick: called after each batch. Dropout is off meanwhile; random numbers are neither used nor changed.
+    """
+    answers, labels, losses = [], [], []
+    with evaluating(bank, task):
+        for logits, y in _run(bank, task, source, tick):
+            if y is None:
+                raise DataError("evaluation needs labels, and these rows have none; give a file with a label column")
+            answers.append(logits)
+            labels.append(y)
+            losses.append((task.loss(logits, y).item(), count_labels(y)))
+    if not answers:
+        raise DataError("evaluation needs at least one row, got none")
+    kind = task.head.kind
+    result = _scores(kind, answers)
+    predicted, references = _pairs(kind, result.predictions, labels)
+    counted = sum(n for _, n in losses)
+    # A batch without one labelled word has no loss (it is nan), and no weight.
+    loss = sum(loss * n for loss, n in losses if n) / max(1, counted)
+    metrics = compute_metrics(kind, predicted, references, task.head.labels) | {"loss": loss}
+    return Scores(scores=result.scores, predictions=result.predictions, metrics=metrics)
+
+
+def predict(bank: Any, task: Any, source: BatchSource, *, tick: Callable[[], None] | None = None) -> Scores:
+    """Answers without metrics; labels are not needed, and not looked at."""
+    with evaluating(bank, task):
+        return _scores(task.head.kind, [logits for logits, _ in _run(bank, task, source, tick)])
+
+
+@contextmanager
+def evaluating(bank: Any, task: Any) -> Iterator[None]:
+    """No gradients, and dropout off in the task and the trunk; afterwards the task is in the mode it was in."""
+    training = task.training
+    task.eval()
+    bank.backbone.train_mode(False)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        task.train(training)
+
+
+def _run(
+    bank: Any, task: Any, source: BatchSource, tick: Callable[[], None] | None
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Logits on the CPU and labels, batch by batch; the GPU works on a batch while the one before it is looked at."""
+    device = bank.backbone.device
+    waiting: tuple[Tensor, Tensor | None] | None = None
+    for key in source.plan(0):
+        batch, labels = source.load(key)
+        logits = bank({name: to_device(x, device) for name, x in batch.items()}, tasks=task.name)
+        if waiting is not None:
+            yield waiting[0].cpu(), waiting[1]
+        waiting = (logits, labels)
+        if tick is not None:
+            tick()
+    if waiting is not None:
+        yield waiting[0].cpu(), waiting[1]
+
+
+def _scores(kind: str, answers: list[Tensor]) -> Scores:
+    """answers: logits (B, C), or (B, T, C) with T of the batch."""
+    scores: list[np.ndarray] = []
+    predictions: list[Any] = []
+    for logits in answers:
+        if kind == "regression":
+            values = logits.flatten().numpy()
+            scores += [np.asarray(value) for value in values]
+            predictions += values.tolist()
+        elif kind == "multi-label":
+            values = logits.sigmoid().numpy()
+            scores += list(values)
+            predictions += list((logits > 0).long().numpy())
+        else:
+            scores += list(logits.softmax(-1).numpy())
+            best = logits.argmax(-1).numpy()
+            predictions += best.tolist() if kind == "classification" else list(best)
+    return Scores(scores=scores, predictions=predictions)
+
+
+def _pairs(kind: str, predictions: list[Any], labels: list[Tensor]) -> tuple[list[Any], list[Any]]:
+    """Predictions and references as `compute_metrics` takes them: of labelled words only."""
+    references = [row.numpy() for batch in labels for row in batch]
+    if kind != "token-classification":
+        return predictions, references
+    kept = [row != IGNORED for row in references]
+    return (
+        [p[mask].tolist() for p, mask in zip(predictions, kept, strict=True)],
+        [r[mask].tolist() for r, mask in zip(references, kept, strict=True)],
+    )

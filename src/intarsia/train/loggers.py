@@ -1,0 +1,73 @@
+"""Optional experiment loggers. None of them is needed to train; `metrics.jsonl` always holds everything."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from intarsia.errors import ConfigError, nearest
+
+
+class Logger(Protocol):
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_logger(name: str, out: Path, config: dict[str, Any]) -> Logger:
+    """The logger by name. config: what the run is, shown beside its curves.
+
+    ConfigError for an unknown name, or one whose package is not installed.
+    """
+    if name not in _BY_NAME:
+        raise ConfigError(f"log must be one of {', '.join(LOGGERS)}, got {name!r}{nearest(name, LOGGERS)}")
+    try:
+        return _BY_NAME[name](out, config)
+    except ImportError as error:
+        raise ConfigError(
+            f"--log {name} needs the package {name}, which is not installed: pip install {name}"
+        ) from error
+
+
+class TensorBoard:
+    """Event files under OUT/tensorboard."""
+
+    def __init__(self, out: Path, config: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(log_dir=str(out / "tensorboard"))
+        self._writer.add_text("config", "\n".join(f"    {name}: {value}" for name, value in config.items()))
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Hosted:
+    """wandb, and trackio, which has the same interface. Where they send things is for their own settings to say."""
+
+    def __init__(self, module: Any, out: Path, config: dict[str, Any], **options: Any) -> None:
+        self._module = module
+        module.init(project="intarsia", name=out.resolve().name, config=config, **options)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._module.log(values, step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+def _wandb(out: Path, config: dict[str, Any]) -> Logger:
+    import wandb  # pyright: ignore[reportMissingImports]
+
+    return _Hosted(wandb, out, config, dir=str(out))
+
+
+def _trackio(out: Path, config: dict[str, Any]) -> Logger:
+    import trackio  # pyright: ignore[reportMissingImports]
+
+    return _Hosted(trackio, out, config)
+
+
+_BY_NAME: dict[str, Any] = {"tensorboard": TensorBoard, "wandb": _wandb, "trackio": _trackio}
+LOGGERS = tuple(_BY_NAME)

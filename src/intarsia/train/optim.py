@@ -1,0 +1,68 @@
+"""Optimizers over a task's parameters, and their state as plain tensors and numbers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.train.settings import TrainSettings
+
+Scalars = dict[str, dict[str, int | float]]
+
+
+def build_optimizer(task: Any, settings: TrainSettings) -> torch.optim.Optimizer:
+    """AdamW, or Adafactor as in prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691).
+
+    Two groups: with weight decay, and without it (the names in `task.decay_free()`: biases and gains). The learning
+    rate is set by the loop before each step.
+    """
+    groups = decay_groups(task, settings.decay())
+    if settings.optimizer == "adafactor":
+        # Not torch.optim.Adafactor: it caps the rate at 1/sqrt(step), always scales by the parameter, and waits for
+        # the GPU twice per tensor. Row and column statistics are over the last two axes: each task keeps its own.
+        from transformers.optimization import Adafactor
+
+        return Adafactor(groups, lr=0.0, scale_parameter=False, relative_step=False, warmup_init=False)
+    # A task is hundreds of small tensors; the fused kernel takes one call for all of them.
+    fused = all(p.device.type in {"cpu", "cuda"} for p in task.parameters())
+    return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused)
+
+
+def decay_groups(task: Any, weight_decay: float) -> list[dict[str, Any]]:
+    free: set[str] = task.decay_free()
+    named = trained(task)
+    decayed = [p for name, p in named.items() if name not in free]
+    spared = [p for name, p in named.items() if name in free]
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def trained(task: Any) -> dict[str, nn.Parameter]:
+    return {name: p for name, p in task.named_parameters() if p.requires_grad}
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer, task: Any) -> tuple[dict[str, Tensor], Scalars]:
+    """The state by parameter name: tensors as `name/key`, and Python numbers apart."""
+    tensors: dict[str, Tensor] = {}
+    scalars: Scalars = {}
+    for name, parameter in trained(task).items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"{name}/{key}"] = value
+            else:
+                scalars.setdefault(name, {})[key] = value
+    return tensors, scalars
+
+
+def load_optimizer_state(
+    optimizer: torch.optim.Optimizer, task: Any, tensors: dict[str, Tensor], scalars: Scalars
+) -> None:
+    """The inverse of `optimizer_state`."""
+    named = trained(task)
+    for path, value in tensors.items():
+        name, key = path.rsplit("/", 1)
+        # Only a fused AdamW keeps its step count beside the parameter; without the kernel it stays on the CPU.
+        beside = key != "step" or bool(optimizer.defaults.get("fused"))
+        optimizer.state[named[name]][key] = value.to(named[name].device) if beside else value
+    for name, values in scalars.items():
+        optimizer.state[named[name]].update(values)

@@ -1,0 +1,153 @@
+"""What a person sees of a run: a live bar, plain lines where there is no terminal, or nothing."""
+
+import sys
+import time
+from typing import Any, Protocol, TextIO
+
+_PLAIN_SECONDS = 10.0
+
+
+class Reporter(Protocol):
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        ...
+
+    def start(self, total: int, done: int) -> None:
+        """The steps of the run, and how many of them an earlier run has done."""
+        ...
+
+    def advance(self, step: int) -> None:
+        """Step `step` has been sent off. Called for each step; must be cheap."""
+        ...
+
+    def log(self, step: int, loss: float, tokens_per_second: float) -> None: ...
+
+    def evaluated(self, step: int, metrics: dict[str, float], metric: str, best: bool) -> None: ...
+
+    def stop(self) -> None:
+        """The run has ended, well or not. May be called twice."""
+        ...
+
+
+def open_reporter(stream: TextIO | None = None, *, silent: bool = False) -> Reporter:
+    """A live bar on a terminal, plain lines elsewhere. stream: standard error if not given."""
+    target: TextIO = sys.stderr if stream is None else stream
+    if silent:
+        return SilentReporter()
+    return LiveReporter(target) if target.isatty() else PlainReporter(target)
+
+
+class SilentReporter:
+    def say(self, line: str) -> None: ...
+    def start(self, total: int, done: int) -> None: ...
+    def advance(self, step: int) -> None: ...
+    def log(self, step: int, loss: float, tokens_per_second: float) -> None: ...
+    def evaluated(self, step: int, metrics: dict[str, float], metric: str, best: bool) -> None: ...
+    def stop(self) -> None: ...
+
+
+class PlainReporter:
+    """Lines without colours or cursor movements: one per evaluation, and one for every ten seconds of training."""
+
+    def __init__(self, stream: TextIO, *, every: float = _PLAIN_SECONDS) -> None:
+        self._stream = stream
+        self._every = every
+        self._total = self._first = 0
+        self._began = self._last = 0.0
+
+    def say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+    def start(self, total: int, done: int) -> None:
+        self._total, self._first = total, done
+        self._began = self._last = time.perf_counter()
+
+    def advance(self, step: int) -> None: ...
+
+    def log(self, step: int, loss: float, tokens_per_second: float) -> None:
+        now = time.perf_counter()
+        if now - self._last < self._every:
+            return
+        self._last = now
+        left = (now - self._began) / max(1, step - self._first) * (self._total - step)
+        speed = f"{_short(tokens_per_second)} tokens/s"
+        self.say(f"{self._place(step)}  loss {loss:.4f}  {speed}  {_clock(left)} left")
+
+    def evaluated(self, step: int, metrics: dict[str, float], metric: str, best: bool) -> None:
+        self.say(f"{self._place(step)}  {_evaluation(metrics, metric, best)}")
+
+    def stop(self) -> None: ...
+
+    def _place(self, step: int) -> str:
+        return f"step {step:>{len(str(self._total))}}/{self._total}"
+
+
+class LiveReporter:
+    """A bar that redraws itself ten times a second from another thread; a step costs it some microseconds."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=stream, highlight=False)
+        self._bar: Any = None
+        self._task: Any = None
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False, soft_wrap=True)
+
+    def start(self, total: int, done: int) -> None:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bar = Progress(
+            TextColumn("training"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TextColumn("[bold]{task.fields[score]}"),
+            TextColumn("{task.fields[speed]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+            console=self._console,
+            expand=True,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done, loss="", score="", speed="")
+        self._bar.start()
+
+    def advance(self, step: int) -> None:
+        self._bar.update(self._task, completed=step)
+
+    def log(self, step: int, loss: float, tokens_per_second: float) -> None:
+        self._bar.update(self._task, loss=f"loss {loss:.3f}", speed=f"{_short(tokens_per_second)} tok/s")
+
+    def evaluated(self, step: int, metrics: dict[str, float], metric: str, best: bool) -> None:
+        self._bar.update(self._task, score=f"{metric} {metrics[metric]:.4f}")
+        self.say(f"step {step}  {_evaluation(metrics, metric, best)}")
+
+    def stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _evaluation(metrics: dict[str, float], metric: str, best: bool) -> str:
+    others = (name for name in metrics if name not in {metric, "loss"})
+    names = [metric, *others, *(["loss"] if metric != "loss" else [])]
+    return (
+        "validation: "
+        + "  ".join(f"{name} {metrics[name]:.4f}" for name in names)
+        + ("  (best so far)" if best else "")
+    )
+
+
+def _short(number: float) -> str:
+    """999, 12.3k, 4.5M."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
+
+
+def _clock(seconds: float) -> str:
+    """0:07, 12:34, 1:02:03."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"

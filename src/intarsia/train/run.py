@@ -1,0 +1,306 @@
+"""The training loop: steps, what is looked at between them, and what is kept.
+
+The state of a run at a step boundary is (task tensors, best tensors, optimizer state, random generators, `State`); all
+else follows from the step by pure functions: the learning rate, the epoch, the order of the rows, whether an evaluation
+is due. So a run that was killed at any moment and resumed ends with the very bits of a run that was not.
+
+A GPU is never waited for within a step: losses stay on it, and are read (and checked) at log points, and before each
+evaluation and checkpoint. So no checkpoint holds the weights of a step whose loss or gradient was not finite.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.errors import DataError, TrainingError
+from intarsia.train.checkpoint import (
+    FILE,
+    Checkpoint,
+    disk_errors,
+    restore_rng,
+    rng_tensors,
+    snapshot,
+    write_checkpoint,
+)
+from intarsia.train.curve import draw_curve
+from intarsia.train.evaluation import evaluate
+from intarsia.train.interrupt import CtrlC, Stopped
+from intarsia.train.loggers import Logger
+from intarsia.train.metrics import higher_is_better
+from intarsia.train.optim import build_optimizer, load_optimizer_state, optimizer_state, trained
+from intarsia.train.progress import Reporter
+from intarsia.train.record import RunRecord
+from intarsia.train.schedule import learning_rate
+from intarsia.train.settings import TrainSettings
+from intarsia.train.source import BatchSource, count_labels, to_device
+from intarsia.train.state import FitResult, State
+
+
+class Run:
+    def __init__(
+        self,
+        bank: Any,
+        task: Any,
+        train: BatchSource,
+        validation: BatchSource | None,
+        settings: TrainSettings,
+        steps_per_epoch: int,
+        record: RunRecord,
+        report: Reporter,
+        logger: Logger | None,
+        identity: Mapping[str, Any],
+    ) -> None:
+        self.bank, self.task, self.source, self.validation = bank, task, train, validation
+        self.settings, self.record, self.report, self.logger, self.identity = settings, record, report, logger, identity
+        self.steps_per_epoch = steps_per_epoch
+        self.total = settings.max_steps or settings.epochs * steps_per_epoch
+        # Twenty points at least, so that a short run has a curve too.
+        self.log_every = max(1, min(10, self.total // 20))
+        self.optimizer = build_optimizer(task, settings)
+        self.parameters = list(trained(task).values())
+        self.device = torch.device(bank.backbone.device)
+        self.state = State()
+        self.best: dict[str, Tensor] = {}
+        self.saved_at = 0
+        self.unread: list[Tensor] = []
+        self.plan: tuple[int, Sequence[Any]] = (-1, ())
+        self.mark = time.perf_counter()
+
+    def train(self) -> FitResult:
+        self.report.start(self.total, self.state.step)
+        self.mark = time.perf_counter()
+        try:
+            with CtrlC() as ctrl_c:
+                self._loop(ctrl_c)
+        except Stopped:
+            self._read_losses()
+            self._save()
+            raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.total}; go on with --resume") from None
+        finally:
+            self.report.stop()
+            self.optimizer.zero_grad(set_to_none=True)
+            self.task.eval()
+            self.bank.backbone.train_mode(False)
+        return self._finish()
+
+    def _loop(self, ctrl_c: CtrlC) -> None:
+        state, settings = self.state, self.settings
+        self._training_mode()
+        while True:
+            due = self._evaluation_due()
+            if due:
+                self._evaluate(ctrl_c)
+            if due or (state.step % settings.checkpoint_every == 0 and state.step != self.saved_at):
+                self._read_losses()
+                self._save()
+            ctrl_c.check()
+            if self._stopped():
+                return
+            self._step()
+            if state.step % self.log_every == 0 or state.step == self.total:
+                self._log()
+
+    # -- one step ------------------------------------------------------------------------------------------------------
+
+    def _step(self) -> None:
+        """One optimizer step over `accumulate` batches (fewer at the end of an epoch), each weighted by its labels."""
+        state = self.state
+        rate = self._rate(state.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        keys = self._keys()
+        loaded = [self.source.load(key) for key in keys]
+        counts = [count_labels(self._labels(labels)) for _, labels in loaded]
+        loss = torch.zeros((), device=self.device)
+        for (batch, labels), count in zip(loaded, counts, strict=True):
+            if count:  # The mean over no label at all would be nan.
+                loss = loss + self._backward(batch, self._labels(labels), count / sum(counts))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.unread.append(torch.stack((loss.float(), norm.float())))
+        tokens = sum(self.source.tokens(key) for key in keys)
+        state.step += 1
+        state.tokens += tokens
+        state.window_tokens += tokens
+        self.report.advance(state.step)
+
+    def _backward(self, batch: dict[str, Tensor], labels: Tensor, share: float) -> Tensor:
+        logits = self.bank({name: to_device(x, self.device) for name, x in batch.items()}, tasks=self.task.name)
+        loss = self.task.loss(logits, to_device(labels, self.device)) * share
+        loss.backward()
+        return loss.detach()
+
+    def _keys(self) -> Sequence[Any]:
+        epoch, position = divmod(self.state.step, self.steps_per_epoch)
+        if self.plan[0] != epoch:
+            self.plan = (epoch, self.source.plan(epoch))
+        n = self.settings.accumulate
+        keys = self.plan[1][position * n : (position + 1) * n]
+        assert len(keys), f"epoch {epoch} has fewer batches than epoch 0"
+        return keys
+
+    def _rate(self, step: int) -> float:
+        s = self.settings
+        assert s.learning_rate is not None
+        return learning_rate(step, self.total, peak=s.learning_rate, warmup=s.warmup, schedule=s.schedule)
+
+    @staticmethod
+    def _labels(labels: Tensor | None) -> Tensor:
+        if labels is None:
+            raise DataError("training needs labels, and these rows have none; give a file with a label column")
+        return labels
+
+    def _training_mode(self) -> None:
+        self.task.train()
+        self.bank.backbone.train_mode(self.settings.backbone_dropout)
+
+    # -- looking at it -------------------------------------------------------------------------------------------------
+
+    def _read_losses(self) -> None:
+        """Waits for the device, and checks every step since the last time."""
+        if not self.unread:
+            return
+        values = torch.stack(self.unread).tolist()
+        first = self.state.step - len(values) + 1
+        self.unread.clear()
+        self.state.window_seconds += self._lap()
+        for step, (loss, norm) in enumerate(values, first):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+                raise TrainingError(self._not_finite(what, step))
+        self.state.window += values
+
+    def _not_finite(self, what: str, step: int) -> str:
+        kept = f"the checkpoint of step {self.saved_at} is intact" if self.saved_at else "there was no checkpoint yet"
+        advice = (
+            "no step had been taken, so the backbone or the labels give it: try --dtype float32"
+            if step == 1
+            else "try a lower --lr (a third), a longer warm-up, or --dtype float32; --resume would meet it again"
+        )
+        return f"{what} at step {step} of {self.total}, learning rate {self._rate(step - 1):.3g}; {kept}; {advice}"
+
+    def _log(self) -> None:
+        self._read_losses()
+        state = self.state
+        losses, norms = zip(*state.window, strict=True)
+        state.loss = sum(losses) / len(losses)
+        speed = state.window_tokens / max(state.window_seconds, 1e-9)
+        self._write(
+            loss=state.loss,
+            lr=self._rate(state.step - 1),
+            gradient_norm=sum(norms) / len(norms),
+            tokens=state.tokens,
+            tokens_per_second=round(speed, 1),
+            seconds=round(state.seconds, 3),
+        )
+        self.report.log(state.step, state.loss, speed)
+        state.window, state.window_tokens, state.window_seconds = [], 0, 0.0
+
+    def _evaluation_due(self) -> bool:
+        state, every = self.state, self.settings.evaluate_every or self.steps_per_epoch
+        if self.validation is None or state.step == state.evaluated_at:
+            return False
+        return state.step % every == 0 or state.step == self.total
+
+    def _evaluate(self, ctrl_c: CtrlC) -> None:
+        assert self.validation is not None
+        assert self.settings.metric is not None
+        self._read_losses()
+        state, metric = self.state, self.settings.metric
+        metrics = evaluate(self.bank, self.task, self.validation, tick=ctrl_c.check).metrics
+        self._training_mode()
+        if not math.isfinite(metrics["loss"]):
+            raise TrainingError(self._not_finite(f"the validation loss is {metrics['loss']}", state.step))
+        value, sign = metrics[metric], 1 if higher_is_better(metric) else -1
+        gain = state.best is None or sign * value > sign * state.best
+        if gain:
+            state.best, state.best_step, state.best_metrics = value, state.step, metrics
+            self.best = snapshot(self.task.tensors())
+        state.without_gain = 0 if gain else state.without_gain + 1
+        state.evaluated_at = state.step
+        self._lap()
+        named = {f"validation_{name}": number for name, number in metrics.items()}
+        self._write(**named, tokens=state.tokens, seconds=round(state.seconds, 3))
+        self.report.evaluated(state.step, metrics, metric, gain)
+
+    def _write(self, **values: float) -> None:
+        step = self.state.step
+        epoch = round(step / self.steps_per_epoch, 4)
+        self.record.append({"step": step, "epoch": epoch, **values})
+        if self.logger is not None:
+            self.logger.log(step, {"epoch": epoch, **values})
+
+    def _lap(self) -> float:
+        """Seconds since the last call; all of them count in the run's time."""
+        now = time.perf_counter()
+        lap, self.mark = now - self.mark, now
+        self.state.seconds += lap
+        return lap
+
+    # -- keeping it ----------------------------------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        tensors, scalars = optimizer_state(self.optimizer, self.task)
+        facts = {"state": asdict(self.state), "optimizer": scalars, "identity": self.identity}
+        checkpoint = Checkpoint(facts=facts | {"metrics_bytes": self.record.synced_bytes()})
+        checkpoint.add("task", self.task.tensors())
+        checkpoint.add("best", self.best)
+        checkpoint.add("optimizer", tensors)
+        checkpoint.add("rng", rng_tensors(self.device))
+        write_checkpoint(self.record.out, checkpoint)
+        self.saved_at = self.state.step
+        self._lap()
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        facts = checkpoint.facts
+        self.state = State(**facts["state"])
+        self.saved_at = self.state.step
+        self.task.load_tensors(checkpoint.group("task"))
+        self.best = checkpoint.group("best")
+        load_optimizer_state(self.optimizer, self.task, checkpoint.group("optimizer"), facts["optimizer"])
+        restore_rng(checkpoint.group("rng"), self.device)
+        self.record.go_on(facts["metrics_bytes"])
+
+    # -- the end -------------------------------------------------------------------------------------------------------
+
+    def _stopped(self) -> str | None:
+        if self.state.step >= self.total:
+            return "finished"
+        patience = self.settings.patience
+        return "patience" if patience is not None and self.state.without_gain >= patience else None
+
+    def _finish(self) -> FitResult:
+        """In this order: a run killed in here does it again when resumed, and is finished once `run.json` says so."""
+        state, out = self.state, self.record.out
+        if state.window or self.unread:  # Stopped between two log lines.
+            self._log()
+        assert state.loss is not None
+        if self.best:
+            self.task.load_tensors(self.best)
+        self.task.metrics = dict(state.best_metrics)
+        with disk_errors("the task", out):
+            self.task.save(out)
+        with disk_errors("curve.png", out):
+            title = f"{self.task.name}: {state.step:,} steps"
+            draw_curve(self.record.lines(), self.settings.metric, title, out / "curve.png")
+        result = FitResult(
+            steps=state.step,
+            epochs=round(state.step / self.steps_per_epoch, 4),
+            loss=state.loss,
+            metric=self.settings.metric,
+            best=state.best,
+            best_step=state.best_step,
+            metrics=dict(state.best_metrics),
+            tokens=state.tokens,
+            seconds=round(state.seconds, 3),
+            stopped=self._stopped() or "finished",
+        )
+        self.record.end(asdict(result))
+        (out / FILE).unlink(missing_ok=True)
+        return result

@@ -1,0 +1,63 @@
+"""The settings of a training run. The string under each field is its help text."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+
+Positive = Annotated[FiniteFloat, Field(gt=0)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class TrainSettings(BaseModel):
+    """Every number that decides the outcome of a run, besides the task, the backbone and the data."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    epochs: Count = 3
+    """Passes over the training rows."""
+    max_steps: Count | None = None
+    """Optimizer steps; replaces `epochs` when given."""
+    learning_rate: Positive | None = None
+    """Peak learning rate. None: the method's own default (adapters about ten times full fine-tuning's)."""
+    batch_size: Count = 16
+    """Rows per batch."""
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    """`adafactor` as in the prompt-tuning paper: external learning rate, no parameter scaling, no momentum."""
+    weight_decay: NotNegative | None = None
+    """Decoupled weight decay, never on biases and gains. None: 0.01 with adamw, 1e-5 with adafactor (its paper's)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's moment decays. Adafactor has none: beta1 off, beta2 decays as 1 - step**-0.8."""
+    eps: Positive = 1e-8
+    """AdamW's epsilon."""
+    warmup: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.1
+    """Share of all steps over which the learning rate rises from 0 to its peak."""
+    schedule: Literal["linear", "constant"] = "linear"
+    """After the warm-up: down to 0 at the end, or constant."""
+    clip: NotNegative = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    accumulate: Count = 1
+    """Batches per optimizer step. The gradient is that of one large batch, also where batches are unequal."""
+    evaluate_every: Count | None = None
+    """Steps between evaluations. None: after each epoch. There is always one at the end."""
+    metric: str | None = None
+    """Validation metric that names the best weights. None: accuracy, micro_f1, pearson or f1, by the kind of task."""
+    patience: Count | None = None
+    """Stop after so many evaluations in a row without a gain. None: never."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Seed of dropout and of the order of the rows. The same seed gives the same weights, bit for bit, on a CPU."""
+    checkpoint_every: Count = 200
+    """Steps between checkpoints. There is also one after each evaluation."""
+    backbone_dropout: bool = True
+    """Dropout inside the frozen backbone while training."""
+    max_length: Count | None = None
+    """Longest text, in tokens. None: what the backbone allows."""
+    bucket: bool = True
+    """Put texts of like length into one batch: less padding, same rows per epoch."""
+
+    def decay(self) -> float:
+        """The weight decay, with the optimizer's default filled in."""
+        if self.weight_decay is not None:
+            return self.weight_decay
+        return 0.01 if self.optimizer == "adamw" else 1e-5

@@ -1,0 +1,38 @@
+"""Where batches come from, as far as training needs to know."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""The label of a position without a label (token classification)."""
+
+
+class BatchSource(Protocol):
+    """Batches as a pure function of (its own seed, epoch): what makes a resumed run equal an undisturbed one."""
+
+    def plan(self, epoch: int) -> Sequence[Any]:
+        """A cheap key for each batch of this epoch, in order. Every epoch has the same number of batches."""
+        ...
+
+    def load(self, key: Any) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The batch and its labels, on the CPU. Labels are None where the rows have none."""
+        ...
+
+    def tokens(self, key: Any) -> int:
+        """Real tokens of the batch, without padding."""
+        ...
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a GPU through pinned memory, so that the copy does not wait for the step that is still running."""
+    if device.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def count_labels(labels: Tensor) -> int:
+    """Over how many labels `task.loss` takes its mean: rows, or labelled tokens. labels: (B,), (B, C) or (B, T)."""
+    return len(labels) if labels.is_floating_point() else int((labels != IGNORED).sum())

@@ -1,0 +1,59 @@
+import io
+import re
+
+from train_standins import TinySource, new, settings, validation
+
+from intarsia.train import LiveReporter, PlainReporter, SilentReporter, fit, open_reporter
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_stream_decides():
+    assert isinstance(open_reporter(io.StringIO()), PlainReporter)
+    assert isinstance(open_reporter(Terminal()), LiveReporter)
+    assert isinstance(open_reporter(Terminal(), silent=True), SilentReporter)
+
+
+def test_without_a_terminal_there_are_plain_lines(tmp_path):
+    stream = io.StringIO()
+    fit(*new(), TinySource(), validation(), settings(), tmp_path, report=PlainReporter(stream, every=0.0))
+    text = stream.getvalue()
+    assert "\x1b" not in text
+    assert "\r" not in text
+    told = text.splitlines()
+    number = r"\d+\.\d{4}"
+    speed = r"\d+(\.\d)?[kM]? tokens/s"
+    assert re.fullmatch(rf"step  1/15  loss {number}  {speed}  \d+:\d\d left", told[0])
+    evaluations = [line for line in told if "validation" in line]
+    assert len(evaluations) == 3
+    wanted = (
+        rf"step  5/15  validation: accuracy {number}  f1 {number}  matthews -?{number}  loss {number}  \(best so far\)"
+    )
+    assert re.fullmatch(wanted, evaluations[0])
+
+
+def test_plain_lines_are_few(tmp_path):
+    stream = io.StringIO()
+    fit(*new(), TinySource(), validation(), settings(), tmp_path, report=PlainReporter(stream))
+    assert len(stream.getvalue().splitlines()) == 3
+
+
+def test_the_bar_shows_loss_metric_and_speed(tmp_path):
+    stream = Terminal()
+    report = LiveReporter(stream)
+    report.say("a line [with brackets] of a path")
+    fit(*new(), TinySource(), validation(), settings(), tmp_path, report=report)
+    report.stop()
+    text = stream.getvalue()
+    assert "[with brackets]" in text
+    assert all(part in text for part in ("15/15", "loss 0.", "accuracy 0.", "tok/s", "validation: "))
+
+
+def test_times_and_numbers_are_short():
+    from intarsia.train.progress import _clock, _short
+
+    assert [_short(n) for n in (7.2, 999, 12345, 4.56e6)] == ["7", "999", "12.3k", "4.6M"]
+    assert [_clock(s) for s in (0.4, 7, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]
