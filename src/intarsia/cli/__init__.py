@@ -1,0 +1,1 @@
+"""The command line: each command parses, calls `intarsia.workflow`, and prints. Nothing heavy is imported before it is needed."""

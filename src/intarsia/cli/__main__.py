@@ -1,0 +1,81 @@
+"""`intarsia`: the one place where errors become one line on stderr and an exit status."""
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+from typer.exceptions import TyperException
+
+from intarsia.cli.app import app
+from intarsia.cli.output import Interrupted
+from intarsia.errors import IntarsiaError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command. Returns 0, 1 (a check failed), 2 (an error, said in one line on stderr) or 130 (Ctrl-C)."""
+    if argv is None:
+        _quiet_libraries()
+    try:
+        status = app(args=argv, prog_name="intarsia", standalone_mode=False)
+        sys.stdout.flush()
+    except IntarsiaError as error:
+        return _fail(str(error))
+    except (Interrupted, KeyboardInterrupt) as error:
+        return _fail(str(error) or "interrupted", 130)
+    except typer.Abort:
+        return _fail("interrupted", 130)
+    except TyperException as error:
+        return _fail(_usage(error))
+    except BrokenPipeError:
+        # Whoever read our output has left (`| head`). Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        return _fail(_system(error))
+    except MemoryError as error:
+        return _fail(f"out of memory ({error}); try a smaller --batch-size")
+    if status == 130:  # typer turns Ctrl-C into this status without a word
+        return _fail("interrupted", 130)
+    return status if isinstance(status, int) else 0
+
+
+def _fail(message: str, status: int = 2) -> int:
+    print("intarsia: " + " ".join(message.splitlines()), file=sys.stderr)
+    return status
+
+
+def _usage(error: TyperException) -> str:
+    """What is wrong with the arguments, and where to read how they go."""
+    format_message = getattr(error, "format_message", None)
+    message = (format_message() if format_message else str(error)).rstrip(".")
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "intarsia"
+    return f"{message}; see `{command} --help`"
+
+
+def _system(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
+
+
+def _quiet_libraries() -> None:
+    """Progress bars and advice of the libraries below us say nothing that a user of ours could act upon."""
+    for name, value in {
+        "TRANSFORMERS_VERBOSITY": "error",
+        "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+        "DATASETS_VERBOSITY": "error",
+        "HF_HUB_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    if not sys.warnoptions:
+        import warnings
+
+        warnings.simplefilter("ignore")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""`intarsia train`."""
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from intarsia.cli import options
+from intarsia.cli.output import Interrupted, number, print_table, size
+
+if TYPE_CHECKING:
+    from intarsia.workflow import Trained
+
+METHOD_NAMES = "adapter, lora, full, top-layers, layer-norm, bitfit, head"
+
+
+def add(app: typer.Typer) -> None:
+    app.command("train", help="Train a task on a frozen backbone and save it in a folder.")(train)
+
+
+def train(
+    run_file: Annotated[
+        Path | None, typer.Argument(metavar="[RUN.yaml]", help="Settings in a file; the options below override it.")
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="B", help="embedded:minilm, embedded:smollm2, a model folder, or a hub name.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="D", help="embedded:NAME or hub:NAME; for files see --train.")
+    ] = None,
+    train_file: Annotated[
+        Path | None, typer.Option("--train", metavar="FILE", help="CSV, TSV, JSONL or Parquet, also gzipped.")
+    ] = None,
+    validation: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: a seeded tenth of the training rows.")
+    ] = None,
+    test: Annotated[Path | None, typer.Option(metavar="FILE", help="Scored once, after training.")] = None,
+    text_columns: options.TextColumns = None,
+    label_column: options.LabelColumn = None,
+    method: Annotated[str | None, typer.Option(metavar="M", help=f"One of {METHOD_NAMES}.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The task folder to write.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.  [default: 3]")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Steps; replaces --epochs.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: the method's own]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: 16]")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same weights on CPU.  [default: 0]")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.  [default: auto]")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...  [default: auto]")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in --out; needs no other option.")
+    ] = False,
+    score_test: Annotated[
+        bool, typer.Option("--score-test", help="After training, score the data's own test split.")
+    ] = False,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the run file: method.width=48.")
+    ] = None,
+    log: Annotated[str | None, typer.Option(help="tensorboard, wandb or trackio, where installed.")] = None,
+) -> None:
+    flags = {
+        "backbone": backbone,
+        "data.data": data,
+        "data.train": train_file,
+        "data.validation": validation,
+        "data.test": test,
+        "data.text_columns": text_columns,
+        "data.label_column": label_column,
+        "method.name": method,
+        "out": out,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.learning_rate": lr,
+        "train.batch_size": batch_size,
+        "train.seed": seed,
+        "dtype": dtype,
+        "device": device,
+        "log": log,
+    }
+    from intarsia.workflow.settings import resolve, resume_settings
+
+    chosen = resume_settings if resume else resolve
+    settings = chosen(run_file, flags, overrides or ())
+
+    from intarsia.train import open_reporter
+    from intarsia.workflow.training import run
+
+    try:
+        result = run(settings, resume=resume, score_test=score_test or test is not None, report=open_reporter())
+    except KeyboardInterrupt as error:
+        raise Interrupted(
+            f"stopped; go on with: intarsia train --out {shlex.quote(str(settings.out))} --resume"
+        ) from error
+    _print_result(result)
+
+
+def _print_result(result: "Trained") -> None:
+    rows = [
+        [f"{split} {name}", number(value)] for split, scores in result.metrics.items() for name, value in scores.items()
+    ]
+    rows += [
+        ["trained parameters", number(result.task.trained_parameters())],
+        ["size on disk", size(result.size)],
+        ["time", f"{result.seconds:.0f} s"],
+        ["task", str(result.folder)],
+    ]
+    print_table(["", ""], rows)

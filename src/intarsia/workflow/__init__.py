@@ -1,0 +1,50 @@
+"""What the command line and `intarsia.train(...)` call: data, backbone, task and training tied together.
+
+Names are loaded at first use, so that importing this package costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from intarsia.workflow.api import train
+    from intarsia.workflow.doctor import Finding, examine
+    from intarsia.workflow.scoring import Evaluation, Prediction, evaluate, predict
+    from intarsia.workflow.settings import RunSettings, resolve
+    from intarsia.workflow.training import Trained, run
+
+_HOME_OF = {
+    "Evaluation": "scoring",
+    "Finding": "doctor",
+    "Prediction": "scoring",
+    "RunSettings": "settings",
+    "Trained": "training",
+    "evaluate": "scoring",
+    "examine": "doctor",
+    "predict": "scoring",
+    "resolve": "settings",
+    "run": "training",
+    "train": "api",
+}
+
+__all__ = [
+    "Evaluation",
+    "Finding",
+    "Prediction",
+    "RunSettings",
+    "Trained",
+    "evaluate",
+    "examine",
+    "predict",
+    "resolve",
+    "run",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

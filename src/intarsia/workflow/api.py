@@ -1,0 +1,66 @@
+"""`intarsia.train(...)`: a run with its settings as plain keyword arguments."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from intarsia.backbone import Backbone
+from intarsia.errors import ConfigError, nearest
+from intarsia.methods import Method, method_to_dict
+from intarsia.train import Reporter, open_reporter
+from intarsia.workflow.settings import FILES, SECTIONS, RunSettings, from_tree
+from intarsia.workflow.training import Trained, run
+
+
+def train(
+    *,
+    backbone: str | Backbone,
+    method: str | Mapping[str, Any] | Method = "adapter",
+    out: str | Path,
+    data: str | Mapping[str, Any] | None = None,
+    resume: bool = False,
+    score_test: bool = False,
+    report: Reporter | None = None,
+    **settings: Any,
+) -> Trained:
+    """Trains a task on a frozen backbone and saves it in `out`.
+
+    backbone: a name or a loaded Backbone. data: embedded:NAME, hub:NAME or a mapping; or files, as train=, validation=,
+    test=. method: a name, a mapping with `name`, or an object such as `BottleneckAdapter(width=48)`. settings: every other
+    key of a run file by its own name (epochs=1, learning_rate=1e-3, pooling="cls", text_columns=("a", "b"), ...). report:
+    where progress goes; None: standard error.
+    Raises ConfigError for an unknown or wrong setting, and any IntarsiaError of the run.
+    """
+    tree: dict[str, Any] = {
+        "backbone": backbone.name if isinstance(backbone, Backbone) else backbone,
+        "method": method if isinstance(method, str | Mapping) else method_to_dict(method),
+        "out": out,
+    }
+    if data is not None:
+        tree["data"] = dict(data) if isinstance(data, Mapping) else {"data": data}
+    for key, value in settings.items():
+        _place(tree, key, value)
+    return run(
+        from_tree(tree),
+        resume=resume,
+        score_test=score_test,
+        report=open_reporter() if report is None else report,
+        backbone=backbone if isinstance(backbone, Backbone) else None,
+    )
+
+
+def _place(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Puts a setting that is given by its own name into the section that has it. `train=` may be a file or the section."""
+    file = key in FILES and not isinstance(value, Mapping)
+    if key in RunSettings.model_fields and not file:
+        if isinstance(value, Mapping):
+            tree.setdefault(key, {}).update(value)
+        else:
+            tree[key] = value
+        return
+    for section, model in SECTIONS.items():
+        if key in model.model_fields:
+            tree.setdefault(section, {})[key] = value
+            return
+    known = [*RunSettings.model_fields, *(name for model in SECTIONS.values() for name in model.model_fields)]
+    raise ConfigError(f"unknown setting {key!r}{nearest(key, known) or '; known: ' + ', '.join(known)}")

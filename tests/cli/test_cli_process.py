@@ -1,0 +1,103 @@
+"""What only a real process shows: start-up time, imports, Ctrl-C, kill and resume, pipes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from intarsia import __version__
+from workflow.tiny_run import train_arguments
+
+
+def run(*argv: object, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "intarsia.cli", *map(str, argv)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+@pytest.fixture
+def environment(tmp_path):
+    return {**os.environ, "INTARSIA_CACHE": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg"}
+
+
+def test_help_imports_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "intarsia.cli", "--help"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    heavy = {"torch", "transformers", "pydantic", "datasets", "numpy", "rich", "yaml", "matplotlib", "pandas"}
+    assert not heavy & imported
+    assert all(name in done.stdout for name in ("train", "evaluate", "predict", "inspect", "doctor"))
+
+
+def test_help_answers_in_half_a_second():
+    times = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert run("--help").returncode == 0
+        times.append(time.perf_counter() - began)
+    assert min(times) < 0.5, times
+
+
+def test_bare_command_prints_help_and_version_the_version():
+    assert "Usage: intarsia" in run().stdout
+    assert run("--version").stdout == f"intarsia {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "argv", [("trian",), ("train", "--epoch", 3), ("train", "--epochs", "many"), ("evaluate",), ("predict", "x", "y")]
+)
+def test_usage_errors_are_one_line(argv):
+    done = run(*argv)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("intarsia: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_wrong_setting_in_a_real_process_is_one_line(backbone, files, environment, tmp_path):
+    done = run(*train_arguments(backbone, files), "--lr", "nan", "--out", tmp_path / "out", env=environment)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert "train.learning_rate" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_error(trained, files, environment):
+    command = f"{sys.executable} -m intarsia.cli predict {trained} --data {files['test']} | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=environment)
+    assert json.loads(done.stdout)["label"] in ("neg", "pos")
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+def test_a_stopped_run_resumes_to_the_same_bits(backbone, files, environment, tmp_path, number, status):
+    def arguments(out):
+        return [
+            *train_arguments(backbone, files),
+            "--epochs",
+            "12",
+            "--set",
+            "train.checkpoint_every=3",
+            "--out",
+            str(out),
+        ]
+
+    assert run(*arguments(tmp_path / "whole"), env=environment).returncode == 0
+    out = tmp_path / "stopped"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "intarsia.cli", *arguments(out)], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (out / "checkpoint.safetensors").exists():
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == status, err
+    if number == signal.SIGINT:
+        assert err.splitlines()[-1] == f"intarsia: stopped; go on with: intarsia train --out {out} --resume"
+    done = run("train", "--out", out, "--resume", env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "resumed from the checkpoint of step" in done.stderr
+    whole, resumed = ((folder / "task.safetensors").read_bytes() for folder in (tmp_path / "whole", out))
+    assert whole == resumed

@@ -1,0 +1,67 @@
+"""The same from Python: intarsia.train, evaluate, predict."""
+
+import pytest
+
+import intarsia
+from intarsia.errors import ConfigError, DataError
+from intarsia.train import SilentReporter
+
+
+@pytest.fixture(autouse=True)
+def _cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("INTARSIA_CACHE", str(tmp_path / "cache"))
+
+
+def train(backbone, files, out, **settings):
+    from intarsia.workflow import train
+
+    return train(backbone=backbone, train=files["train"], out=out, report=SilentReporter(), **settings)
+
+
+def test_train_evaluate_predict(backbone, files, tmp_path):
+    loaded = intarsia.Backbone.load(str(backbone), device="cpu")
+    method = intarsia.BottleneckAdapter(width=4, non_linearity="relu")
+    done = train(
+        loaded, files, tmp_path / "out", method=method, epochs=1, pooling="cls", validation=files["validation"]
+    )
+    assert done.task.method == method
+    assert done.task.head.pooling == "cls"
+    assert done.metrics["validation"]["accuracy"] == done.task.metrics["accuracy"]
+    found = intarsia.evaluate(done.folder, str(files["validation"]), backbone=loaded)
+    assert found.metrics["accuracy"] == done.metrics["validation"]["accuracy"]
+    first, second = intarsia.predict(done.folder, ["a good film", "a bad film"], backbone=loaded)
+    assert {first.label, second.label} <= {"pos", "neg"}
+
+
+def test_the_same_seed_gives_the_same_file(backbone, files, tmp_path):
+    runs = [
+        train(str(backbone), files, tmp_path / name, method="lora", max_steps=4, seed=3).folder for name in ("a", "b")
+    ]
+    assert (runs[0] / "task.safetensors").read_bytes() == (runs[1] / "task.safetensors").read_bytes()
+
+
+def test_a_misspelt_setting_is_named(backbone, files, tmp_path):
+    with pytest.raises(ConfigError, match="did you mean 'epochs'"):
+        train(str(backbone), files, tmp_path / "out", epoch=1)
+    assert not (tmp_path / "out").exists()
+
+
+def test_sections_may_be_given_whole(backbone, files, tmp_path):
+    data = {"train": files["train"], "test": files["test"]}
+    from intarsia.workflow import train
+
+    done = train(
+        backbone=str(backbone),
+        data=data,
+        out=tmp_path / "out",
+        train={"max_steps": 1},
+        score_test=True,
+        report=SilentReporter(),
+    )
+    assert done.metrics["test"].keys() == done.metrics["validation"].keys()
+
+
+def test_scoring_the_test_split_needs_one(backbone, files, tmp_path):
+    with pytest.raises(DataError, match="there is no 'test' split"):
+        train(str(backbone), files, tmp_path / "out", score_test=True)
+    assert not (tmp_path / "out").exists()
