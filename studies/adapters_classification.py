@@ -293,7 +293,7 @@ def summary(rows: list[dict[str, Any]], means: dict[str, float]) -> str:
     for method, mean in sorted(means.items(), key=lambda item: -item[1]):
         share = next(r["trained %"] for r in rows if r["method"] == method)
         lines.append(f"| {method} | {mean:.2f} | {mean - means['full']:+.2f} | {share} |")
-    lines += ["", "Against plain code and peft, measured before the project (two seeds; the test sets' standard error is about 1):", "",
+    lines += ["", "Against plain code and peft, measured before the project (two seeds; standard error about 1):", "",
               "| method | MRPC | SST-2 | TREC |", "| --- | --- | --- | --- |"]  # fmt: skip
     for method, anchors in ANCHORS.items():
         ours = [next(r["test accuracy"] for r in rows if (r["method"], r["data"]) == (method, d)) for d in FILES]

@@ -246,7 +246,7 @@ def _from_pretrained(folder: str, name: str) -> PreTrainedModel:
             auto = tf.AutoModelForSeq2SeqLM
         elif type(config) in tf.MODEL_FOR_CAUSAL_LM_MAPPING and architecture.endswith(("CausalLM", "LMHeadModel")):
             auto = tf.AutoModelForCausalLM
-        return auto.from_pretrained(folder)
+        model, report = auto.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         if os.sep in name and not Path(name).exists():
@@ -255,6 +255,16 @@ def _from_pretrained(folder: str, name: str) -> PreTrainedModel:
             f"cannot load backbone {name!r}: {line}. Give a folder with config.json and weights, a hub name that is in the "
             "local cache or reachable, or embedded:minilm / embedded:smollm2."
         ) from None
+    missing = sorted(report["missing_keys"])
+    if missing and all("pooler." in name for name in missing):
+        # The checkpoint has none, and transformers made a random one: a task on it would change from process to process.
+        model.base_model.pooler = None
+    elif missing:
+        raise BackboneError(
+            f"backbone {name!r} lacks {len(missing)} tensor(s) of {type(model).__name__}, the first is {missing[0]!r}; they would "
+            "be random. Give a complete checkpoint."
+        )
+    return model
 
 
 def _load_tokenizer(folder: str) -> PreTrainedTokenizerBase | None:

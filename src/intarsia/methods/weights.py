@@ -26,7 +26,7 @@ class FullFineTuning:
     """Train a copy of every parameter of the backbone."""
 
     name: ClassVar[str] = "full"
-    default_lr: ClassVar[float] = 5e-5
+    default_lr: ClassVar[float] = 1e-4
 
     def sites(self, available: Sequence[Site]) -> list[Site]:
         """Every parameter."""
@@ -42,7 +42,7 @@ class TopLayers:
     """Train a copy of the parameters of the top k layers (of the decoder, where there is one)."""
 
     name: ClassVar[str] = "top-layers"
-    default_lr: ClassVar[float] = 1e-4
+    default_lr: ClassVar[float] = 2e-4
 
     k: int = 2
     """How many layers, counted from the top."""
