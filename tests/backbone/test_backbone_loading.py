@@ -1,11 +1,11 @@
 """What a loaded backbone holds is what the checkpoint held: nothing is random."""
 
 import pytest
-import tiny
 import torch
 import transformers as tf
 from safetensors.torch import load_file, save_file
 
+import tiny
 from intarsia import Backbone, Head, HeadOnly, Task
 from intarsia.errors import BackboneError, ConfigError
 
