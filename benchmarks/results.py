@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from intarsia.train.record import commit, hardware, versions
+from intarsia.training.record import commit, hardware, versions
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 

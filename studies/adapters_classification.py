@@ -192,7 +192,7 @@ def one(job: Job, backbone: Any, splits: Any, encoded: dict[str, Any], share: fl
     from intarsia.data import EncodedSource
     from intarsia.heads import Head
     from intarsia.task import Task
-    from intarsia.train import TrainSettings, evaluate, fit
+    from intarsia.training import TrainSettings, evaluate, fit
 
     data, method, rate, seed = job
     pad = backbone.tokenizer.pad_token_id

@@ -70,7 +70,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # A submodule of the same name would hide the function (intarsia.train is a package): see the end of its __init__.
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'intarsia' has no attribute {name!r}")

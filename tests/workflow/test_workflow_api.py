@@ -4,7 +4,7 @@ import pytest
 
 import intarsia
 from intarsia.errors import ConfigError, DataError
-from intarsia.train import SilentReporter
+from intarsia.training import SilentReporter
 
 
 @pytest.fixture(autouse=True)

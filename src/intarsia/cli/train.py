@@ -82,7 +82,7 @@ def train(
     chosen = resume_settings if resume else resolve
     settings = chosen(run_file, flags, overrides or ())
 
-    from intarsia.train import open_reporter
+    from intarsia.training import open_reporter
     from intarsia.workflow.training import run
 
     try:

@@ -7,7 +7,7 @@ from typing import Any
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, nearest
 from intarsia.methods import Method, method_to_dict
-from intarsia.train import Reporter, open_reporter
+from intarsia.training import Reporter, open_reporter
 from intarsia.workflow.settings import FILES, SECTIONS, RunSettings, from_tree
 from intarsia.workflow.training import Trained, run
 

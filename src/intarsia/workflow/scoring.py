@@ -15,9 +15,9 @@ from intarsia.errors import ConfigError, DataError, TaskError, nearest
 from intarsia.heads import Head
 from intarsia.task import Task
 from intarsia.taskfile import read_description
-from intarsia.train import Scores
-from intarsia.train import evaluate as run_evaluation
-from intarsia.train import predict as run_prediction
+from intarsia.training import Scores
+from intarsia.training import evaluate as run_evaluation
+from intarsia.training import predict as run_prediction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from intarsia.data import DataSpec
 from intarsia.errors import ConfigError, nearest
-from intarsia.train.settings import TrainSettings
+from intarsia.training.settings import TrainSettings
 from intarsia.workflow.runfile import one_line, parse_yaml, read_run_file
 
 FILES = ("train", "validation", "test")

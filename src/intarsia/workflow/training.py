@@ -15,8 +15,8 @@ from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.methods import method_from_dict
 from intarsia.task import Task
-from intarsia.train import Reporter, SilentReporter, fit, open_logger
-from intarsia.train.metrics import resolve_metric
+from intarsia.training import Reporter, SilentReporter, fit, open_logger
+from intarsia.training.metrics import resolve_metric
 from intarsia.workflow.scoring import batches_of, score
 from intarsia.workflow.settings import RunSettings
 

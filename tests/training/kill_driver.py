@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from train_standins import TinySource, new, settings, validation
 
-from intarsia.train import fit
+from intarsia.training import fit
 
 
 class SlowSource(TinySource):

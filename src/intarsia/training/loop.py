@@ -8,15 +8,15 @@ from typing import Any
 import torch
 
 from intarsia.errors import ConfigError, DataError
-from intarsia.train.checkpoint import FILE, read_checkpoint
-from intarsia.train.loggers import Logger
-from intarsia.train.metrics import resolve_metric
-from intarsia.train.progress import Reporter, SilentReporter
-from intarsia.train.record import RunRecord, as_json, check_same
-from intarsia.train.run import Run
-from intarsia.train.settings import TrainSettings
-from intarsia.train.source import BatchSource
-from intarsia.train.state import FitResult
+from intarsia.training.checkpoint import FILE, read_checkpoint
+from intarsia.training.loggers import Logger
+from intarsia.training.metrics import resolve_metric
+from intarsia.training.progress import Reporter, SilentReporter
+from intarsia.training.record import RunRecord, as_json, check_same
+from intarsia.training.run import Run
+from intarsia.training.settings import TrainSettings
+from intarsia.training.source import BatchSource
+from intarsia.training.state import FitResult
 
 
 def fit(

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from intarsia.errors import ConfigError
-from intarsia.train import LOGGERS, open_logger
+from intarsia.training import LOGGERS, open_logger
 
 
 def test_an_unknown_logger_names_those_there_are(tmp_path):

@@ -9,9 +9,9 @@ import torch
 from train_standins import TinySource, lines, new, same_bits, settings, validation
 
 from intarsia.errors import ConfigError, DataError, TrainingError
-from intarsia.train import checkpoint as checkpoint_module
-from intarsia.train import fit
-from intarsia.train.checkpoint import FILE, read_checkpoint
+from intarsia.training import checkpoint as checkpoint_module
+from intarsia.training import fit
+from intarsia.training.checkpoint import FILE, read_checkpoint
 
 
 class Poisoned(TinySource):

@@ -1,6 +1,6 @@
 import pytest
 
-from intarsia.train.schedule import learning_rate
+from intarsia.training.schedule import learning_rate
 
 
 def rates(total, warmup, schedule):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.train import TrainSettings
+from intarsia.training import TrainSettings
 
 VOCABULARY, WIDTH = 23, 8
 

@@ -4,8 +4,8 @@ import warnings
 import pytest
 
 from intarsia.errors import ConfigError
-from intarsia.train.curve import draw_curve
-from intarsia.train.record import RunRecord, as_json, check_same, commit, hardware, versions
+from intarsia.training.curve import draw_curve
+from intarsia.training.record import RunRecord, as_json, check_same, commit, hardware, versions
 
 
 def test_differences_are_named_by_their_path():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from intarsia.errors import ConfigError
-from intarsia.train import compute_metrics, default_metric, higher_is_better, metric_names
-from intarsia.train.metrics import resolve_metric
+from intarsia.training import compute_metrics, default_metric, higher_is_better, metric_names
+from intarsia.training.metrics import resolve_metric
 
 ENTITIES = ("O", "B-PER", "I-PER", "B-LOC")
 

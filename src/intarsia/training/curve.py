@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from intarsia.train.metrics import higher_is_better
+from intarsia.training.metrics import higher_is_better
 
 _BLUE, _ORANGE, _INK, _FAINT = "#2f6db3", "#d9822b", "#333333", "#d8d8d8"
 

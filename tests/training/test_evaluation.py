@@ -4,7 +4,7 @@ import torch
 from train_standins import TinySource, new, validation
 
 from intarsia.errors import DataError
-from intarsia.train import evaluate, predict
+from intarsia.training import evaluate, predict
 
 TAGS = ("O", "B-X", "I-X")
 

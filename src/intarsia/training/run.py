@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import DataError, TrainingError
-from intarsia.train.checkpoint import (
+from intarsia.training.checkpoint import (
     FILE,
     Checkpoint,
     disk_errors,
@@ -27,18 +27,18 @@ from intarsia.train.checkpoint import (
     snapshot,
     write_checkpoint,
 )
-from intarsia.train.curve import draw_curve
-from intarsia.train.evaluation import evaluate
-from intarsia.train.interrupt import CtrlC, Stopped
-from intarsia.train.loggers import Logger
-from intarsia.train.metrics import higher_is_better
-from intarsia.train.optim import build_optimizer, load_optimizer_state, optimizer_state, trained
-from intarsia.train.progress import Reporter
-from intarsia.train.record import RunRecord
-from intarsia.train.schedule import learning_rate
-from intarsia.train.settings import TrainSettings
-from intarsia.train.source import BatchSource, count_labels, to_device
-from intarsia.train.state import FitResult, State
+from intarsia.training.curve import draw_curve
+from intarsia.training.evaluation import evaluate
+from intarsia.training.interrupt import CtrlC, Stopped
+from intarsia.training.loggers import Logger
+from intarsia.training.metrics import higher_is_better
+from intarsia.training.optim import build_optimizer, load_optimizer_state, optimizer_state, trained
+from intarsia.training.progress import Reporter
+from intarsia.training.record import RunRecord
+from intarsia.training.schedule import learning_rate
+from intarsia.training.settings import TrainSettings
+from intarsia.training.source import BatchSource, count_labels, to_device
+from intarsia.training.state import FitResult, State
 
 
 class Run:

@@ -3,7 +3,7 @@ import re
 
 from train_standins import TinySource, new, settings, validation
 
-from intarsia.train import LiveReporter, PlainReporter, SilentReporter, fit, open_reporter
+from intarsia.training import LiveReporter, PlainReporter, SilentReporter, fit, open_reporter
 
 
 class Terminal(io.StringIO):
@@ -53,7 +53,7 @@ def test_the_bar_shows_loss_metric_and_speed(tmp_path):
 
 
 def test_times_and_numbers_are_short():
-    from intarsia.train.progress import _clock, _short
+    from intarsia.training.progress import _clock, _short
 
     assert [_short(n) for n in (7.2, 999, 12345, 4.56e6)] == ["7", "999", "12.3k", "4.6M"]
     assert [_clock(s) for s in (0.4, 7, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]

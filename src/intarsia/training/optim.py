@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intarsia.train.settings import TrainSettings
+from intarsia.training.settings import TrainSettings
 
 Scalars = dict[str, dict[str, int | float]]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import ConfigError, TrainingError
-from intarsia.train.checkpoint import FILE, disk_errors, write_atomic
+from intarsia.training.checkpoint import FILE, disk_errors, write_atomic
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"

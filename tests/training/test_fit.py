@@ -7,8 +7,8 @@ import torch
 from train_standins import TinySource, lines, new, same_bits, settings, validation
 
 from intarsia.errors import ConfigError, DataError
-from intarsia.train import evaluate, fit
-from intarsia.train.optim import build_optimizer, decay_groups
+from intarsia.training import evaluate, fit
+from intarsia.training.optim import build_optimizer, decay_groups
 
 
 def test_training_learns_and_leaves_a_whole_folder(tmp_path):

@@ -11,7 +11,7 @@ from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, FullFineTuning
 from intarsia.task import Task
-from intarsia.train import fit
+from intarsia.training import fit
 
 METHODS = {"adapter": BottleneckAdapter(width=4, dropout=0.1), "full": FullFineTuning()}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from train_standins import TinySource, lines, new, same_bits, settings, validation
 
 from intarsia.errors import ConfigError, TrainingError
-from intarsia.train import SilentReporter, fit
-from intarsia.train.checkpoint import FILE, read_checkpoint
+from intarsia.training import SilentReporter, fit
+from intarsia.training.checkpoint import FILE, read_checkpoint
 
 HERE = Path(__file__).parent
 

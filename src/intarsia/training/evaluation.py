@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import DataError
-from intarsia.train.metrics import compute_metrics
-from intarsia.train.source import IGNORED, BatchSource, count_labels, to_device
+from intarsia.training.metrics import compute_metrics
+from intarsia.training.source import IGNORED, BatchSource, count_labels, to_device
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

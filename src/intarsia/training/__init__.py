@@ -1,21 +1,19 @@
 """Training a task: settings, the loop, evaluation, and what a run writes. It knows batches, but no data format.
 
-Names are loaded at first use, so that `import intarsia.train` costs nothing; torch, pydantic and rich come with them.
+Names are loaded at first use, so that `import intarsia.training` costs nothing; torch, pydantic and rich come with them.
 """
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from intarsia.train.evaluation import Scores, evaluate, predict
-    from intarsia.train.loggers import LOGGERS, Logger, open_logger
-    from intarsia.train.loop import FitResult, fit
-    from intarsia.train.metrics import compute_metrics, default_metric, higher_is_better, metric_names
-    from intarsia.train.progress import LiveReporter, PlainReporter, Reporter, SilentReporter, open_reporter
-    from intarsia.train.settings import TrainSettings
-    from intarsia.train.source import BatchSource
+    from intarsia.training.evaluation import Scores, evaluate, predict
+    from intarsia.training.loggers import LOGGERS, Logger, open_logger
+    from intarsia.training.loop import FitResult, fit
+    from intarsia.training.metrics import compute_metrics, default_metric, higher_is_better, metric_names
+    from intarsia.training.progress import LiveReporter, PlainReporter, Reporter, SilentReporter, open_reporter
+    from intarsia.training.settings import TrainSettings
+    from intarsia.training.source import BatchSource
 
 _HOMES = {
     "evaluation": ("Scores", "evaluate", "predict"),
@@ -57,13 +55,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """Makes `intarsia.train(...)` work: once imported, this package takes the place of the function of that name."""
-
-    def __call__(self, *args: Any, **options: Any) -> Any:
-        return import_module("intarsia.workflow").train(*args, **options)
-
-
-sys.modules[__name__].__class__ = _Package
