@@ -70,6 +70,7 @@ def _draw_metric(panel: Any, evaluated: list[dict[str, Any]], metric: str) -> No
         textcoords="offset points",
         ha="right" if right else "left",
         color=_INK,
+        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},  # above the line
     )
     panel.set_ylabel(f"validation {metric.replace('_', ' ')}", color=_INK)
     panel.margins(y=0.15)
