@@ -299,7 +299,7 @@ def main() -> None:
             f"meanwhile; a measurement above {QUIET} was repeated, up to {args.attempts} times.\n\n"
             "How to read it: by-length batches hold less padding than shuffled ones, so part of the lead over the fp32 rows is "
             "batching; the fair neighbour of our `auto` (bf16 on this processor) is Trainer's bf16 row by length. That lead is "
-            "about 10 to 15 %, near the spread of a shared machine. Ours and Trainer clip gradients, the plain loop does not; "
+            "10 to 16 % in this table and not settled. Ours and Trainer clip gradients, the plain loop does not; "
             "peft's models run BERT's pooler, our mean pooling does not need it."
         )
         write_results(
