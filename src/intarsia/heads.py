@@ -1,7 +1,10 @@
-"""Heads: what turns the backbone's states into a prediction. Tensors have the task axis N in front, as all others do."""
+"""Heads: what turns the backbone's states into a prediction. Tensors have the task axis N in front, as all others do.
+
+Two heads train nothing, and let the frozen language model speak: `generation`, and a classification head with a `verbaliser`.
+"""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +12,9 @@ from torch.nn import functional as F
 
 from intarsia.errors import ConfigError
 
-Kind = Literal["classification", "multi-label", "regression", "token-classification"]
+Kind = Literal["classification", "multi-label", "regression", "token-classification", "generation"]
 Pooling = Literal["auto", "cls", "mean", "last", "pooler"]
-KINDS: tuple[str, ...] = ("classification", "multi-label", "regression", "token-classification")
+KINDS: tuple[str, ...] = ("classification", "multi-label", "regression", "token-classification", "generation")
 POOLINGS: tuple[str, ...] = ("auto", "cls", "mean", "last", "pooler")
 IGNORED = -100
 """A token without a label."""
@@ -22,14 +25,19 @@ class Head:
     """What a task predicts, and from which state."""
 
     kind: Kind = "classification"
-    """classification (of a text or a pair), multi-label, regression, or token-classification."""
+    """classification (of a text or a pair), multi-label, regression, token-classification, or generation."""
     labels: tuple[str, ...] = ()
-    """Label names in the order of the scores; none for regression."""
+    """Label names in the order of the scores; none for regression. Generation: the legal outputs, none for free text."""
     pooling: Pooling = "auto"
     """State that is read: of the first token (cls), the mean over the tokens, the last token's, or the backbone's own
     pretrained pooler. auto: the mean for encoders, the last token for models with a decoder."""
     dropout: float = 0.1
     """Dropout on the pooled state while training."""
+    verbaliser: tuple[str, ...] = ()
+    """classification: a word for each label; its scores are the language model's for these words (the first token of each) at
+    the [MASK] of a masked language model, or after the last token of a causal one. Nothing is trained in such a head."""
+    loss: Literal["token", "sentence"] = "token"
+    """generation: the loss is the mean over target tokens, or their sum in each sentence as in the authors' prefix-tuning code."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -38,16 +46,80 @@ class Head:
             raise ConfigError(f"Head.pooling must be one of {', '.join(POOLINGS)}; got {self.pooling!r}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"Head.dropout must be in [0, 1), got {self.dropout}")
-        least = {"classification": 2, "token-classification": 2, "multi-label": 1, "regression": 0}[self.kind]
+        if self.loss not in ("token", "sentence"):
+            raise ConfigError(f"Head.loss must be 'token' or 'sentence', got {self.loss!r}")
+        if self.verbaliser and (self.kind != "classification" or len(self.verbaliser) != len(self.labels)):
+            raise ConfigError(
+                f"Head.verbaliser needs kind classification and a word for each of the {len(self.labels)} labels, got "
+                f"{len(self.verbaliser)} words and kind {self.kind}"
+            )
+        trained = {"classification": 2, "token-classification": 2, "multi-label": 1, "regression": 0}
+        least = trained.get(self.kind, 0)
         if len(self.labels) < least:
             raise ConfigError(f"a {self.kind} head needs at least {least} label names, got {len(self.labels)}")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"Head.labels must differ from one another, got {list(self.labels)}")
 
     @property
+    def trained(self) -> bool:
+        """Whether it has weights of its own; the others read the language model's scores."""
+        return self.kind != "generation" and not self.verbaliser
+
+    @property
     def outputs(self) -> int:
         """Scores per text (or token)."""
         return len(self.labels) or 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decoding:
+    """How text is generated; the names are transformers' own."""
+
+    max_new_tokens: int = 64
+    """Longest output, in tokens."""
+    beams: int = 1
+    """Beams of beam search; 1 is greedy."""
+    length_penalty: float = 1.0
+    """Exponent of the length by which a beam's score is divided; above 0 favours long outputs."""
+    sample: bool = False
+    """Draw each token instead of taking the likeliest."""
+    temperature: float = 1.0
+    """Sampling: below 1 sharpens the distribution."""
+    top_k: int = 50
+    """Sampling: from so many of the likeliest tokens; 0: all."""
+    top_p: float = 1.0
+    """Sampling: from the likeliest tokens that hold this much of the probability."""
+    seed: int = 0
+    """Of sampling; the same seed gives the same text on the same machine and batch."""
+    static_cache: bool = False
+    """A key-value cache of fixed size, as compiled decoding wants."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_new_tokens", 1), ("beams", 1), ("top_k", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"Decoding.{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 < self.temperature < float("inf"):
+            raise ConfigError(f"Decoding.temperature must be above 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"Decoding.top_p must be above 0 and at most 1, got {self.top_p}")
+        if not abs(self.length_penalty) < float("inf"):
+            raise ConfigError(f"Decoding.length_penalty must be a finite number, got {self.length_penalty}")
+
+    def settings(self) -> dict[str, Any]:
+        """As keyword arguments of transformers' generate."""
+        found: dict[str, Any] = {
+            "max_new_tokens": self.max_new_tokens,
+            "num_beams": self.beams,
+            "do_sample": self.sample,
+            "use_cache": True,
+        }
+        if self.beams > 1:
+            found["length_penalty"] = self.length_penalty
+        if self.sample:
+            found |= {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p}
+        if self.static_cache:
+            found["cache_implementation"] = "static"
+        return found
 
 
 def pool(states: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
@@ -90,14 +162,15 @@ class HeadModule(nn.Module):
             states = F.dropout(states, self.head.dropout)
         return F.linear(states, self.weight[0], self.bias[0])
 
-    def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss. labels: (B,) int64; (B, C) 0/1 for multi-label; (B,) float for regression; (B, T) int64, -100 where
-        there is no label, for token classification."""
-        labels = labels.to(scores.device)
-        if self.head.kind == "multi-label":
-            return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
-        if self.head.kind == "regression":
-            return F.mse_loss(scores.squeeze(-1), labels.to(scores.dtype))
-        if self.head.kind == "token-classification":
-            return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-        return F.cross_entropy(scores, labels)
+
+def loss(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss. labels: (B,) int64; (B, C) 0/1 for multi-label; (B,) float for regression; (B, T) int64, -100 where
+    there is no label, for token classification; for generation scores (K, V) and labels (K,), of the target tokens."""
+    labels = labels.to(scores.device)
+    if head.kind == "multi-label":
+        return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
+    if head.kind == "regression":
+        return F.mse_loss(scores.squeeze(-1), labels.to(scores.dtype))
+    if head.kind == "token-classification":
+        return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+    return F.cross_entropy(scores, labels)

@@ -24,6 +24,8 @@ class Role(StrEnum):
     """The attention module, whose keys and values a prefix extends."""
     EMBED = "embed"
     """The input word embeddings."""
+    EMBED_OUT = "embed_out"
+    """The output of the whole embedding block (words, positions, norm), in families that have one."""
     NORM = "norm"
     """A LayerNorm or RMSNorm with a gain."""
     BIAS = "bias"
@@ -32,7 +34,7 @@ class Role(StrEnum):
     """A parameter of the backbone itself, replaced as a whole (the full fine-tuning baselines)."""
 
 
-BY_MODULE = frozenset({Role.NORM, Role.BIAS, Role.WEIGHT, Role.EMBED})
+BY_MODULE = frozenset({Role.NORM, Role.BIAS, Role.WEIGHT, Role.EMBED, Role.EMBED_OUT})
 """Roles that a layer may have any number of; their sites are told apart by the module's path."""
 
 

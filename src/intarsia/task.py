@@ -14,7 +14,16 @@ from intarsia import taskfile
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError, UnsupportedError
 from intarsia.heads import Head, HeadModule
-from intarsia.methods import Delta, Method, WeightDelta, method_from_dict, method_to_dict
+from intarsia.heads import loss as head_loss
+from intarsia.methods import (
+    Delta,
+    EmbeddingDelta,
+    KeyValueDelta,
+    Method,
+    WeightDelta,
+    method_from_dict,
+    method_to_dict,
+)
 from intarsia.sites import Role, Site
 
 
@@ -30,13 +39,28 @@ class Task(nn.Module):
         self.head = None if head is None else _settle(head, backbone)
         self.sites: dict[str, Site] = {s.key: s for s in method.sites(backbone.sites) if self._reaches(s)}
         self.deltas = nn.ModuleDict()
+        labels = () if self.head is None else self.head.labels
         # ModuleDict refuses dots, which module paths in keys have.
-        for key, site in self.sites.items():
-            value = backbone.parameter(site) if site.role is Role.WEIGHT else None
-            self.deltas[key.replace(".", ":")] = method.build(site, value)
+        for key, delta in method.build(list(self.sites.values()), backbone.pretrained, labels).items():
+            self.deltas[key.replace(".", ":")] = delta
+        prefixes = [delta for delta in self.deltas.values() if isinstance(delta, KeyValueDelta)]
+        self.offset = max((delta.length for delta in prefixes if delta.offset), default=0)
+        """Positions by which its rows' tokens are moved: the length of a prefix that counts as tokens."""
+        if self.offset and not backbone.shifts_positions:
+            raise UnsupportedError(
+                f"position_offset moves the tokens behind the prefix, and {backbone.config.model_type!r} takes no positions; "
+                "leave position_offset out"
+            )
+        self.prompt = next((delta for delta in self.deltas.values() if isinstance(delta, EmbeddingDelta)), None)
+        """Its prompt, if it has one."""
+        if self.offset and backbone.kind != "encoder-decoder":
+            entrance = next(site for site in backbone.sites if site.role is Role.EMBED)
+            self.sites.setdefault(entrance.key, entrance)
         self.alone = any(isinstance(delta, WeightDelta) for delta in self.deltas.values())
         """Whether it replaces weights of the backbone, so that its rows need a pass of their own."""
-        self.head_module = None if self.head is None else HeadModule(self.head, backbone.hidden)
+        self.head_module = None if not (self.head and self.head.trained) else HeadModule(self.head, backbone.hidden)
+        self.words = () if self.head is None else _words(self.head, backbone)
+        """The token of each label, with a verbaliser."""
         self.backbone_info = {
             "name": backbone.name,
             "fingerprint": backbone.fingerprint,
@@ -59,9 +83,17 @@ class Task(nn.Module):
             torch.manual_seed(seed)
             return cls(name, backbone, method, head).to(backbone.device)
 
-    def delta(self, key: str) -> Delta:
-        """The delta at the site with this key; KeyError when the task has none there."""
-        return self.deltas[key.replace(".", ":")]  # type: ignore[return-value]
+    def delta(self, key: str) -> Delta | None:
+        """The delta at the site with this key; None where only its positions are moved."""
+        name = key.replace(".", ":")
+        return self.deltas[name] if name in self.deltas else None  # type: ignore[return-value]  # noqa: SIM401 - no .get
+
+    def fold(self) -> Task:
+        """Replaces reparameterisations by what they put out, in place; the answers stay. Returns itself."""
+        for name, delta in self.deltas.items():
+            self.deltas[name] = delta.fold()  # type: ignore[operator]
+        self.prompt = next((delta for delta in self.deltas.values() if isinstance(delta, EmbeddingDelta)), None)
+        return self.eval() if not self.training else self
 
     def _reaches(self, site: Site) -> bool:
         """Whether a site lies on the way to the head: neither the pretrained pooler nor T5's own lm_head does, unless asked for.
@@ -81,13 +113,14 @@ class Task(nn.Module):
         return names | ({"head_module.bias"} if self.head_module is not None else set())
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The head's mean loss; see HeadModule.loss for the labels' shapes."""
-        if self.head_module is None:
+        """The mean loss; see heads.loss for the shapes."""
+        if self.head is None:
             raise ConfigError(f"task {self.name!r} has no head; make it with Task.new(..., head=Head(...)).")
-        return self.head_module.loss(scores, labels)
+        return head_loss(self.head, scores, labels)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every trained tensor by its name in the file: the site's key, then the delta's own name."""
+        """Every trained tensor by its name in the file: the site's key, then the delta's own name. In the form that the task
+        is in: in training with its reparameterisation, as checkpoints need it."""
         return {_file_name(name): tensor for name, tensor in self.state_dict().items()}
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -106,20 +139,23 @@ class Task(nn.Module):
                 tensor.copy_(tensors[name])
 
     def save(self, folder: str | Path) -> None:
-        """Writes task.safetensors and task.json into the folder, atomically; sets `version`."""
+        """Writes task.safetensors and task.json into the folder, atomically; sets `version`. What is written is the folded form."""
         description = {
             "name": self.name,
             "backbone": self.backbone_info,
             "method": method_to_dict(self.method),
-            "head": {} if self.head is None else {**dataclasses.asdict(self.head), "labels": list(self.head.labels)},
+            "head": {} if self.head is None else _plain(self.head),
             "metrics": self.metrics,
             "data": self.data,
         }
-        self.version = taskfile.write(Path(folder), description, self.tensors())
+        tensors = {name: tensor for name, tensor in self.tensors().items() if name.startswith("head")}
+        for key, delta in self.deltas.items():
+            tensors |= {_file_name(f"deltas.{key}.{name}"): x for name, x in delta.fold().state_dict().items()}  # type: ignore[operator, union-attr]
+        self.version = taskfile.write(Path(folder), description, tensors)
 
     @classmethod
     def load(cls, folder: str | Path, backbone: Backbone | None = None) -> Task:
-        """The task in the folder, on this backbone (None: the one that it names is loaded).
+        """The task in the folder, in its folded form, on this backbone (None: the one that it names is loaded).
 
         TaskError when the folder is damaged or the backbone is another than the one it was trained on.
         """
@@ -132,12 +168,10 @@ class Task(nn.Module):
                 f"{backbone.name!r} (fingerprint {backbone.fingerprint}); load it with the backbone that it names."
             )
         try:
-            head = (
-                Head(**{**description["head"], "labels": tuple(description["head"]["labels"])})
-                if description["head"]
-                else None
-            )
-            task = cls.new(description["name"], backbone, method_from_dict(description["method"]), head)
+            head = _head(description["head"]) if description["head"] else None
+            method = method_from_dict(description["method"])
+            task = cls.new(description["name"], backbone, method.folded(), head)
+            task.method = method
         except (TypeError, KeyError, ValueError, RuntimeError, MemoryError, ConfigError, UnsupportedError) as error:
             raise TaskError(
                 f"{folder}: its method or head cannot be built: {' '.join(str(error).split())[:200]}"
@@ -153,6 +187,35 @@ def _file_name(name: str) -> str:
         if name.startswith("deltas.")
         else name.replace("head_module", "head")
     )
+
+
+def _plain(head: Head) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(head).items()}
+
+
+def _head(values: Mapping[str, Any]) -> Head:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return Head(**fields)
+
+
+def _words(head: Head, backbone: Backbone) -> tuple[int, ...]:
+    """The first token of each label's word, as it stands after a blank where the tokenizer marks blanks."""
+    if not head.verbaliser:
+        return ()
+    _ = backbone.language_head
+    tokenizer = backbone.tokenizer
+    before = " " if len(tokenizer(" a", add_special_tokens=False)["input_ids"]) == 1 else ""  # type: ignore[arg-type]
+    words = []
+    for word in head.verbaliser:
+        ids = tokenizer(before + word.strip(), add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigError(f"the tokenizer makes no token of the verbaliser's word {word!r}; choose another")
+        words.append(ids[0])  # type: ignore[index]
+    if len(set(words)) < len(words):
+        raise ConfigError(
+            f"two words of the verbaliser {list(head.verbaliser)} begin with the same token; choose others"
+        )
+    return tuple(words)
 
 
 def _settle(head: Head, backbone: Backbone) -> Head:

@@ -62,7 +62,7 @@ def test_every_site_is_there_and_is_called_with_the_widths_that_it_says(family):
     seen: dict[str, tuple[int, int]] = {}
     for site in backbone.sites:
         assert isinstance(backbone.base.get_submodule(site.module), nn.Module)
-        if site.role in (Role.KV, Role.EMBED, Role.WEIGHT):
+        if site.role in (Role.KV, Role.EMBED, Role.EMBED_OUT, Role.WEIGHT):
             continue
 
         def look(x, y, site=site):
@@ -74,7 +74,7 @@ def test_every_site_is_there_and_is_called_with_the_widths_that_it_says(family):
         backbone.features(tiny.inputs(family))
     unreached = ("pooler.", "lm_head")
     for site in backbone.sites:
-        if site.role in (Role.KV, Role.EMBED, Role.WEIGHT) or site.module.startswith(unreached):
+        if site.role in (Role.KV, Role.EMBED, Role.EMBED_OUT, Role.WEIGHT) or site.module.startswith(unreached):
             continue
         assert site.key in seen, f"{site.key} was not called"
         assert seen[site.key][1] == site.width, site.key

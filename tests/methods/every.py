@@ -8,7 +8,19 @@ import tiny
 from intarsia.backbone import Backbone
 from intarsia.errors import UnsupportedError
 from intarsia.heads import Head
-from intarsia.methods import BitFit, BottleneckAdapter, FullFineTuning, HeadOnly, LayerNormTuning, LoRA, TopLayers
+from intarsia.methods import (
+    BitFit,
+    BottleneckAdapter,
+    FullFineTuning,
+    HeadOnly,
+    LayerNormTuning,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    PTuningV2,
+    TopLayers,
+)
 from intarsia.methods.lora import TARGETS
 from intarsia.sites import Role
 from intarsia.task import Task
@@ -27,6 +39,14 @@ METHODS: dict[str, Any] = {
     "top-layers": TopLayers(k=1),
     "full": FullFineTuning(),
     "head": HeadOnly(),
+}
+PROMPTED: dict[str, Any] = {
+    "prefix": PrefixTuning(length=3, mid=6, gating=True),
+    "prefix flat": PrefixTuning(length=4, mid=None, init_std=0.5),
+    "ptuning-v2": PTuningV2(length=5, init_std=0.5),
+    "prompt": PromptTuning(length=3, init="uniform"),
+    "ptuning lstm": PTuning(length=2, encoder="lstm"),
+    "ptuning mlp": PTuning(length=4, encoder="mlp"),
 }
 HEAD = Head(labels=("no", "yes", "perhaps"), dropout=0.0)
 

@@ -106,7 +106,7 @@ def test_missing_fields_of_a_file_take_their_defaults():
     for name, cls in BY_NAME.items():
         assert method_from_dict({"name": name}) == cls()
         assert cls.name == name
-        assert cls.default_lr > 0
+        assert cls().default_lr > 0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from torch import nn
 import tiny
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError
-from intarsia.heads import IGNORED, Head, HeadModule, pool
+from intarsia.heads import IGNORED, Head, HeadModule, loss, pool
 from intarsia.methods import HeadOnly
 from intarsia.task import Task
 from methods.every import wrap
@@ -88,7 +88,7 @@ def module(kind, labels=("a", "b", "c")):
 def test_the_classification_loss_is_the_mean_negative_log_likelihood():
     scores, labels = torch.randn(4, 3), torch.tensor([2, 0, 1, 1])
     byhand = -torch.stack([(s - s.logsumexp(0))[c] for s, c in zip(scores, labels, strict=True)]).mean()
-    torch.testing.assert_close(module("classification").loss(scores, labels), byhand)
+    torch.testing.assert_close(loss(module("classification").head, scores, labels), byhand)
     torch.testing.assert_close(nn.CrossEntropyLoss()(scores, labels), byhand)
 
 
@@ -97,14 +97,14 @@ def test_the_multi_label_loss_is_the_mean_over_rows_and_labels(dtype):
     scores, labels = torch.randn(4, 3), torch.tensor([[0, 1, 1], [0, 0, 0], [1, 1, 1], [1, 0, 0]], dtype=dtype)
     p = scores.sigmoid()
     byhand = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
-    torch.testing.assert_close(module("multi-label").loss(scores, labels), byhand.float())
+    torch.testing.assert_close(loss(module("multi-label").head, scores, labels), byhand.float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_regression_loss_is_the_mean_squared_error(dtype):
     scores, labels = torch.randn(4, 1), torch.tensor([0.5, -1.0, 2.0, 0.0], dtype=dtype)
     byhand = ((scores[:, 0] - labels) ** 2).mean().float()
-    torch.testing.assert_close(module("regression", ()).loss(scores, labels), byhand)
+    torch.testing.assert_close(loss(module("regression", ()).head, scores, labels), byhand)
 
 
 def test_the_token_loss_is_the_mean_over_labelled_tokens():
@@ -112,7 +112,7 @@ def test_the_token_loss_is_the_mean_over_labelled_tokens():
     labels = torch.tensor([[0, IGNORED, 2, IGNORED], [1, IGNORED, IGNORED, IGNORED]])
     pairs = [(scores[0, 0], 0), (scores[0, 2], 2), (scores[1, 0], 1)]
     byhand = torch.stack([s.logsumexp(0) - s[c] for s, c in pairs]).mean()
-    torch.testing.assert_close(module("token-classification").loss(scores, labels), byhand)
+    torch.testing.assert_close(loss(module("token-classification").head, scores, labels), byhand)
 
 
 SHAPES = {

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from intarsia.backbone import hooks
+from intarsia.backbone.attention import AttentionSeam
 from intarsia.backbone.embedded import embedded_folder
+from intarsia.backbone.entrance import Entrance, Prompts
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
 from intarsia.backbone.inspection import inspect_family
+from intarsia.backbone.loading import cast, choose_device, choose_dtype, from_pretrained, load_tokenizer
 from intarsia.backbone.locate import locate
-from intarsia.errors import BackboneError, ConfigError, nearest
+from intarsia.backbone.reading import Pretrained
+from intarsia.errors import BackboneError, ConfigError
 from intarsia.sites import Role, Site
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
+"""Their positions start after the padding index."""
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
 
@@ -42,23 +45,28 @@ class Backbone:
         self.sites: tuple[Site, ...] = locate(self.base, family)
         self.family = family
         self._counts_positions = "position_ids" in inspect.signature(self.base.forward).parameters
+        self.attention = AttentionSeam(model, self.base)
+        """Where keys and values of virtual positions go in."""
+        self.pretrained = Pretrained(self)
+        """What a method may read of the frozen model when it builds a task."""
 
     @classmethod
-    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto") -> Backbone:
+    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", language_model: bool = False) -> Backbone:
         """A backbone by hub name, local folder, or `embedded:minilm` / `embedded:smollm2`.
 
         dtype: float32, bfloat16, float16, or auto (bfloat16 where the hardware multiplies it fast). device: as torch names
-        them, or auto. Causal and encoder-decoder checkpoints keep their language-model head; encoders come without one.
+        them, or auto. Causal and encoder-decoder checkpoints keep their language-model head; encoders come with their masked
+        language model's only if `language_model`, as a verbaliser needs it.
         """
-        where = _device(device)
-        kind = _dtype(dtype, where)
+        where = choose_device(device)
+        kind = choose_dtype(dtype, where)
         folder = str(embedded_folder(name.removeprefix("embedded:"))) if name.startswith("embedded:") else name
-        model = _from_pretrained(folder, name)
-        tokenizer = _load_tokenizer(folder)
+        model = from_pretrained(folder, name, language_model=language_model)
+        tokenizer = load_tokenizer(folder)
         row = _family(model)
         # Before the cast: the fingerprint is the checkpoint's, whatever dtype it is then used in.
         print_ = fingerprint(model.base_model)
-        _cast(model, kind)
+        cast(model, kind)
         torch.nn.Module.to(model, where)
         if where.type == "cpu" and kind is torch.bfloat16 and model.config._attn_implementation == "sdpa":
             # torch's bf16 sdpa backward on CPU costs eight times the written-out products and softmax at usual lengths.
@@ -119,7 +127,7 @@ class Backbone:
         limit = (
             getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None) or 512
         )
-        if self.config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        if self.config.model_type in _AFTER_PADDING:
             limit -= self.config.pad_token_id + 1  # their positions start after the padding index
         known = getattr(self._tokenizer, "model_max_length", None)
         return min(int(limit), int(known)) if known else int(limit)
@@ -136,11 +144,38 @@ class Backbone:
         """Dropout inside the frozen trunk, on or off."""
         self.model.train(on)
 
+    @property
+    def first_position(self) -> int:
+        """The position of a text's first token."""
+        return self.config.pad_token_id + 1 if self.config.model_type in _AFTER_PADDING else 0
+
+    @property
+    def shifts_positions(self) -> bool:
+        """Whether tokens can be told to stand after virtual positions: by position ids, or by T5's relative bias."""
+        return self._counts_positions or "relative_attention_num_buckets" in self.config.to_dict()
+
     def hook(self, site: Site, change: Callable[..., Any]) -> hooks.Hooks:
-        """Installs `change` at a site: (x, y) -> y' at a projection, () -> replacement or None at a weight."""
+        """Installs `change` at a site: (x, y) -> y' at a projection, () -> replacement or None at a weight, and
+        rows -> what goes in before them (or None) at attentions (attention.Prefix) and embeddings (entrance.Prompts)."""
         if site.role is Role.WEIGHT:
             return hooks.at_parameter(self.model, self.base, site, change)
+        if site.role is Role.KV:
+            return hooks.Hooks(self.attention.extend(site, change))
+        if site.role in (Role.EMBED, Role.EMBED_OUT):
+            return hooks.Hooks(*self.entrance(site).hook(change))
         return hooks.at_projection(self.base, site, change)
+
+    def entrance(self, site: Site) -> Entrance:
+        """Where prompts of this site (Role.EMBED or EMBED_OUT) go in."""
+        block = site.module if site.role is Role.EMBED_OUT else ""
+        return Entrance(self.base, self.kind, block=block, first_position=self.first_position)
+
+    def with_prompts(self, batch: Mapping[str, Tensor], prompts: Prompts) -> dict[str, Tensor]:
+        """A decoder's arguments with prompts in them, for transformers' own `generate`."""
+        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        site = next(site for site in self.sites if site.role is Role.EMBED)
+        entered = self.entrance(site).enter(batch, prompts)
+        return {name: entered[name] for name in ("inputs_embeds", "attention_mask")}
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states that a head reads, (B, T, hidden). batch: what the tokenizer gives, (B, T) tensors (ViT: pixel_values).
@@ -150,13 +185,9 @@ class Backbone:
         """
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         if self.kind == "encoder":
-            return self.base(**batch).last_hidden_state
+            return self.base(**self._with_positions(batch)).last_hidden_state
         if self.kind == "decoder":
-            mask = batch.get("attention_mask")
-            if mask is not None and self._counts_positions:
-                # Positions count real tokens, or padding on the left would shift GPT-2's.
-                batch.setdefault("position_ids", (mask.long().cumsum(1) - 1).clamp(min=0))
-            return self.base(**batch, use_cache=False).last_hidden_state
+            return self.base(**self._with_positions(batch), use_cache=False).last_hidden_state
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
         start = torch.full_like(ids[:, :1], self.config.decoder_start_token_id)
@@ -167,6 +198,46 @@ class Backbone:
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
+
+    def _with_positions(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Positions count real tokens, or padding on the left would shift BERT's and GPT-2's."""
+        mask = batch.get("attention_mask")
+        if mask is not None and self._counts_positions and "position_ids" not in batch:
+            batch["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + self.first_position
+        return batch
+
+    def token_scores(self, batch: Mapping[str, Tensor], read: Tensor) -> Tensor:
+        """The language model's scores (K, V), fp32, at the K places where `read` (B, T) is true, row by row.
+
+        batch: (B, T) tensors; an encoder-decoder's with decoder_input_ids, whose places `read` means. ConfigError without a
+        language-model head. Only those places go through the vocabulary's projection, which is most of a small model's work.
+        """
+        projection = self.language_head
+        places = read.to(self.device)
+
+        def only(_module: nn.Module, args: tuple) -> tuple:
+            return (args[0][places].unsqueeze(0), *args[1:])
+
+        handle = projection.register_forward_pre_hook(only)
+        try:
+            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+            if self.kind == "encoder":
+                return self.model(**self._with_positions(batch)).logits[0].float()
+            batch = self._with_positions(batch) if self.kind == "decoder" else batch
+            return self.model(**batch, use_cache=False).logits[0].float()
+        finally:
+            handle.remove()
+
+    @property
+    def language_head(self) -> nn.Module:
+        """The projection to the vocabulary; ConfigError where the model has none."""
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise ConfigError(
+                f"backbone {self.name!r} has no language-model head, so it writes no words; use a causal or encoder-decoder "
+                "checkpoint, or a masked language model for a verbaliser"
+            )
+        return head
 
     def mask(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         """(B, T), which of the states that `features` gives are of real tokens; None: all are."""
@@ -194,87 +265,3 @@ def _family(model: PreTrainedModel) -> Family:
     config: Any = model.base_model.config
     row = family_of(config.model_type, gated=bool(getattr(config, "is_gated_act", False)))
     return row if row is not None else inspect_family(model)
-
-
-def _cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Casts the parameters, as loading in that dtype would. Buffers stay: rotary frequencies in bf16 shift positions."""
-    keep = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not set(name.split(".")) & set(keep):
-            parameter.data = parameter.data.to(dtype)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ConfigError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"device {name!r} was asked for, but torch sees no CUDA device here; give --device cpu.")
-    return device
-
-
-def _dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
-    if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}; give auto, {', '.join(DTYPES)}{nearest(name, list(DTYPES))}")
-    return DTYPES[name]
-
-
-def _fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 beat fp32 there: tensor cores, AMX or AVX-512 BF16; emulated bf16 is slower."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device)[0] >= 8
-    if device.type != "cpu":
-        return False
-    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return bool(cpu.get("amx_bf16") or cpu.get("avx512_bf16") or cpu.get("arm_bf16") or cpu.get("bf16"))
-
-
-def _from_pretrained(folder: str, name: str) -> PreTrainedModel:
-    import transformers as tf
-    from safetensors import SafetensorError
-
-    try:
-        config = tf.AutoConfig.from_pretrained(folder)
-        architecture = (getattr(config, "architectures", None) or [""])[0]
-        auto: Any = tf.AutoModel
-        if type(config) in tf.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and getattr(config, "is_encoder_decoder", False):
-            auto = tf.AutoModelForSeq2SeqLM
-        elif type(config) in tf.MODEL_FOR_CAUSAL_LM_MAPPING and architecture.endswith(("CausalLM", "LMHeadModel")):
-            auto = tf.AutoModelForCausalLM
-        model, report = auto.from_pretrained(folder, output_loading_info=True)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:200]
-        if os.sep in name and not Path(name).exists():
-            line = "there is no such folder"
-        raise BackboneError(
-            f"cannot load backbone {name!r}: {line}. Give a folder with config.json and weights, a hub name that is in the "
-            "local cache or reachable, or embedded:minilm / embedded:smollm2."
-        ) from None
-    missing = sorted(report["missing_keys"])
-    if missing and all("pooler." in name for name in missing):
-        # The checkpoint has none, and transformers made a random one: a task on it would change from process to process.
-        model.base_model.pooler = None
-    elif missing:
-        raise BackboneError(
-            f"backbone {name!r} lacks {len(missing)} tensor(s) of {type(model).__name__}, the first is {missing[0]!r}; they would "
-            "be random. Give a complete checkpoint."
-        )
-    return model
-
-
-def _load_tokenizer(folder: str) -> PreTrainedTokenizerBase | None:
-    """None where the checkpoint ships no tokenizer (ViT); whoever needs one then says so."""
-    import transformers as tf
-
-    try:
-        tokenizer = tf.AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError):
-        return None
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    return tokenizer

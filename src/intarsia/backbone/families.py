@@ -53,6 +53,8 @@ class Family:
 
     model_types: tuple[str, ...]
     stacks: tuple[Stack, ...]
+    embeddings: str = ""
+    """The embedding block, whose output enters the first layer; empty where there is none that takes prompts behind it."""
     gives_input_embeddings: bool = True
     """Whether `inputs_embeds` can be passed in place of `input_ids`."""
 
@@ -120,7 +122,7 @@ T5_GATED = Family(model_types=(), stacks=(_t5("encoder", True), _t5("decoder", T
 """T5 v1.1 and mT5 with a gated feed-forward: same model types, two entrances (config.is_gated_act)."""
 
 FAMILIES: tuple[Family, ...] = (
-    Family(model_types=("bert", "roberta", "electra"), stacks=(_BERT,)),
+    Family(model_types=("bert", "roberta", "electra"), stacks=(_BERT,), embeddings="embeddings"),
     Family(
         model_types=("distilbert",),
         stacks=(
@@ -131,6 +133,7 @@ FAMILIES: tuple[Family, ...] = (
                 feed_forward=FeedForward(into=("ffn.lin1",), down="ffn.lin2", out="ffn"),
             ),
         ),
+        embeddings="embeddings",
     ),
     Family(
         model_types=("modernbert",),
@@ -223,6 +226,7 @@ FAMILIES: tuple[Family, ...] = (
                 feed_forward=FeedForward(into=("mlp.fc1",), down="mlp.fc2", out="mlp"),
             ),
         ),
+        embeddings="embeddings",
         gives_input_embeddings=False,
     ),
 )

@@ -2,6 +2,7 @@
 keys stay as they are, and Linear, Conv1D and quantised linears look alike."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -14,10 +15,18 @@ Replace = Callable[[], Tensor | None]
 """() -> the parameter's stand-in for this call, or None to leave it."""
 
 
+class Removable(Protocol):
+    """What a hook leaves behind."""
+
+    def remove(self) -> None:
+        """Takes it off."""
+        ...
+
+
 class Hooks:
     """Handles that are removed together."""
 
-    def __init__(self, *handles: RemovableHandle) -> None:
+    def __init__(self, *handles: Removable) -> None:
         self.handles = handles
 
     def remove(self) -> None:

@@ -39,7 +39,7 @@ def locate(base: nn.Module, family: Family) -> tuple[Site, ...]:
             prefix = f"{stack.layers}.{index}"
             layers[prefix] = (stack, index)
             sites += _layer_sites(base, stack, index, prefix)
-    return (*sites, *_module_sites(base, layers))
+    return (*sites, *_module_sites(base, layers), *_embedding_sites(base, family))
 
 
 def _module(base: nn.Module, path: str, what: str) -> nn.Module:
@@ -129,9 +129,8 @@ def _feed_forward_sites(base: nn.Module, row: FeedForward, stack, index: int, pr
 
 
 def _module_sites(base: nn.Module, layers: dict[str, tuple[Stack, int]]) -> Iterator[Site]:
-    """The sites that any module may have: norms, biases, weights, and the input embeddings."""
+    """The sites that any module may have: norms, biases, weights."""
     depth = {stack.name: index + 1 for stack, index in layers.values()}
-    embeddings = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None  # type: ignore[operator]
     seen: set[int] = set()
     for path, module in base.named_modules():
         stack, layer = _place(path, layers)
@@ -140,11 +139,6 @@ def _module_sites(base: nn.Module, layers: dict[str, tuple[Stack, int]]) -> Iter
             stack = "encoder" if "decoder" not in depth or path.startswith("encoder") else "decoder"
             layer = depth[stack]
         where = {"stack": stack, "layer": layer}
-        if module is embeddings:
-            # ViT's input embeddings are patches without a table of weights.
-            table = getattr(module, "weight", None)
-            width: Any = base.config.hidden_size if table is None else table.shape[-1]  # type: ignore[union-attr]
-            yield Site(role=Role.EMBED, module=path, width=width, **where)
         if is_norm(module):
             yield _norm_site(path, module, where)
         shape = shape_of(module) or ((module.weight.shape[0],) * 2 if is_norm(module) else None)  # type: ignore[union-attr, index]
@@ -160,6 +154,21 @@ def _module_sites(base: nn.Module, layers: dict[str, tuple[Stack, int]]) -> Iter
                     width=parameter.shape[-1] if parameter.dim() else 1,
                     **where,
                 )
+
+
+def _embedding_sites(base: nn.Module, family: Family) -> Iterator[Site]:
+    """Where prompts can go in."""
+    where: Any = {"stack": "", "layer": -1}
+    config: Any = base.config
+    width = 0
+    if family.gives_input_embeddings:
+        table: Any = base.get_input_embeddings()  # type: ignore[operator]
+        path = next(path for path, module in base.named_modules() if module is table)
+        width = table.weight.shape[-1]
+        yield Site(role=Role.EMBED, module=path, width=width, **where)
+    if family.embeddings:
+        # ELECTRA's block is as narrow as its words; ViT has patches, and no table of words.
+        yield Site(role=Role.EMBED_OUT, module=family.embeddings, width=width or config.hidden_size, **where)
 
 
 def _place(path: str, layers: dict[str, tuple[Stack, int]]) -> tuple[str, int]:

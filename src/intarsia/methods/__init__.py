@@ -8,13 +8,30 @@ from typing import Any
 
 from intarsia.errors import ConfigError, nearest
 from intarsia.methods.adapter import BottleneckAdapter
-from intarsia.methods.base import Delta, Method, ProjectionDelta, WeightDelta
+from intarsia.methods.base import Delta, EmbeddingDelta, KeyValueDelta, Method, ProjectionDelta, WeightDelta
 from intarsia.methods.lora import LoRA
 from intarsia.methods.norms import BitFit, LayerNormTuning
+from intarsia.methods.prefix import PrefixTuning
+from intarsia.methods.prompt import PromptTuning
+from intarsia.methods.ptuning import PTuning
+from intarsia.methods.ptuning_v2 import PTuningV2
 from intarsia.methods.weights import FullFineTuning, HeadOnly, TopLayers
 
 METHODS: dict[str, type[Any]] = {
-    cls.name: cls for cls in (BottleneckAdapter, LoRA, FullFineTuning, TopLayers, LayerNormTuning, BitFit, HeadOnly)
+    cls.name: cls
+    for cls in (
+        BottleneckAdapter,
+        LoRA,
+        PrefixTuning,
+        PTuningV2,
+        PromptTuning,
+        PTuning,
+        FullFineTuning,
+        TopLayers,
+        LayerNormTuning,
+        BitFit,
+        HeadOnly,
+    )
 }
 
 
@@ -52,12 +69,18 @@ __all__ = [
     "BitFit",
     "BottleneckAdapter",
     "Delta",
+    "EmbeddingDelta",
     "FullFineTuning",
     "HeadOnly",
+    "KeyValueDelta",
     "LayerNormTuning",
     "LoRA",
     "Method",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
     "ProjectionDelta",
+    "PromptTuning",
     "TopLayers",
     "WeightDelta",
     "method_from_dict",

@@ -26,13 +26,13 @@ from torch import Tensor, nn
 
 from intarsia import ops
 from intarsia.errors import ConfigError, UnsupportedError, nearest
-from intarsia.methods.base import Delta, ProjectionDelta, check_leave_out, with_roles
+from intarsia.methods.base import Delta, Method, Pretrained, ProjectionDelta, check_leave_out, with_roles
 from intarsia.methods.norms import NormDelta, norm_sites
 from intarsia.sites import Role, Site
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BottleneckAdapter:
+class BottleneckAdapter(Method):
     """Adapter tuning (Houlsby et al. 2019, https://arxiv.org/abs/1902.00751)."""
 
     name: ClassVar[str] = "adapter"
@@ -108,10 +108,11 @@ class BottleneckAdapter:
             raise UnsupportedError("BottleneckAdapter finds no place on this backbone: every layer is left out.")
         return chosen + (norm_sites(available, self.leave_out) if self.train_layer_norms else [])
 
-    def build(self, site: Site, value: Tensor | None = None) -> Delta:
-        """A BottleneckDelta, or a NormDelta where the site is a norm."""
-        if site.role is Role.NORM:
-            return NormDelta(site)
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """BottleneckDeltas, and NormDeltas where the site is a norm."""
+        return {site.key: NormDelta(site) if site.role is Role.NORM else self._bottleneck(site) for site in sites}
+
+    def _bottleneck(self, site: Site) -> Delta:
         reads = site.source_width if self.parallel else site.width
         return BottleneckDelta(self, reads=reads, writes=site.width, width=self.bottleneck_width(site.width))
 

@@ -17,14 +17,14 @@ from torch.nn import functional as F
 
 from intarsia import ops
 from intarsia.errors import ConfigError, UnsupportedError
-from intarsia.methods.base import Delta, ProjectionDelta, check_leave_out, with_roles
+from intarsia.methods.base import Delta, Method, Pretrained, ProjectionDelta, check_leave_out, with_roles
 from intarsia.sites import Role, Site
 
 TARGETS = (Role.Q, Role.K, Role.V, Role.O, Role.FFN_IN, Role.FFN_DOWN)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LoRA:
+class LoRA(Method):
     """Low-rank adaptation (Hu et al. 2022, https://arxiv.org/abs/2106.09685)."""
 
     name: ClassVar[str] = "lora"
@@ -64,9 +64,9 @@ class LoRA:
             raise UnsupportedError(f"LoRA finds none of its targets on this backbone: {why}.")
         return sites
 
-    def build(self, site: Site, value: Tensor | None = None) -> Delta:
-        """A LowRankDelta."""
-        return LowRankDelta(self, reads=site.source_width, writes=site.width)
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """LowRankDeltas."""
+        return {site.key: LowRankDelta(self, reads=site.source_width, writes=site.width) for site in sites}
 
 
 class LowRankDelta(ProjectionDelta):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from intarsia import ops
 from intarsia.errors import UnsupportedError
-from intarsia.methods.base import Delta, ProjectionDelta, with_roles
+from intarsia.methods.base import Delta, Method, Pretrained, ProjectionDelta, with_roles
 from intarsia.sites import Role, Site
 
 
@@ -53,7 +53,7 @@ class BiasDelta(ProjectionDelta):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class LayerNormTuning:
+class LayerNormTuning(Method):
     """Train only the gains and biases of the norms (the paper's smallest baseline)."""
 
     name: ClassVar[str] = "layer-norm"
@@ -63,13 +63,13 @@ class LayerNormTuning:
         """Every norm of the backbone."""
         return norm_sites(available)
 
-    def build(self, site: Site, value: Tensor | None = None) -> Delta:
-        """A NormDelta."""
-        return NormDelta(site)
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """NormDeltas."""
+        return {site.key: NormDelta(site) for site in sites}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BitFit:
+class BitFit(Method):
     """Train only the biases (Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199)."""
 
     name: ClassVar[str] = "bitfit"
@@ -84,6 +84,6 @@ class BitFit:
             )
         return sites
 
-    def build(self, site: Site, value: Tensor | None = None) -> Delta:
-        """A BiasDelta."""
-        return BiasDelta(site.width)
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """BiasDeltas."""
+        return {site.key: BiasDelta(site.width) for site in sites}

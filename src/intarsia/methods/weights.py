@@ -9,20 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from intarsia.errors import ConfigError, UnsupportedError
-from intarsia.methods.base import Delta, WeightDelta, with_roles
+from intarsia.errors import ConfigError
+from intarsia.methods.base import Delta, Method, Pretrained, WeightDelta, with_roles
 from intarsia.sites import Role, Site
 
 
-def _weight(site: Site, value: Tensor | None) -> Delta:
-    assert value is not None, f"the task gives the present value of {site.key}"
-    return WeightDelta(value)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FullFineTuning:
+class FullFineTuning(Method):
     """Train a copy of every parameter of the backbone."""
 
     name: ClassVar[str] = "full"
@@ -32,13 +25,13 @@ class FullFineTuning:
         """Every parameter."""
         return with_roles(available, (Role.WEIGHT,))
 
-    def build(self, site: Site, value: Tensor | None = None) -> Delta:
-        """A WeightDelta that starts at the backbone's value."""
-        return _weight(site, value)
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """WeightDeltas that start at the backbone's values."""
+        return {site.key: WeightDelta(pretrained.parameter(site)) for site in sites}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TopLayers:
+class TopLayers(Method):
     """Train a copy of the parameters of the top k layers (of the decoder, where there is one)."""
 
     name: ClassVar[str] = "top-layers"
@@ -63,13 +56,13 @@ class TopLayers:
             )
         return [s for s in weights if s.stack == stack and s.layer >= depth - self.k]
 
-    def build(self, site: Site, value: Tensor | None = None) -> Delta:
-        """A WeightDelta that starts at the backbone's value."""
-        return _weight(site, value)
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """WeightDeltas that start at the backbone's values."""
+        return {site.key: WeightDelta(pretrained.parameter(site)) for site in sites}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HeadOnly:
+class HeadOnly(Method):
     """Train nothing but the head on frozen features."""
 
     name: ClassVar[str] = "head"
@@ -79,6 +72,6 @@ class HeadOnly:
         """None."""
         return []
 
-    def build(self, site: Site, value: Tensor | None = None) -> Delta:
-        """Never called: there are no sites."""
-        raise UnsupportedError("the head-only baseline has no sites in the backbone")
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """Nothing."""
+        return {}

@@ -1,0 +1,211 @@
+"""The seam at attention: keys and values of virtual positions, put before an attention's own.
+
+transformers lets an attention function be registered by name; each attention module calls it with queries, keys and values
+(B, H, T, D) after the position encoding and after the key-value cache. Ours puts a prefix there and hands on to the very
+function that the model used before (sdpa, or the eager one of its own modelling file), so without a prefix nothing changes.
+
+B rows, H heads, T queries, S keys, P virtual positions, D width of a head.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.sites import Site
+
+
+class Prefix(NamedTuple):
+    """What stands before an attention's keys and values in one call."""
+
+    key: Tensor
+    """(B or 1, H, P, D)"""
+    value: Tensor
+    """(B or 1, H, P, D)"""
+    visible: Tensor | None = None
+    """(B, P) bool, where rows have prefixes of unequal length; None: all are seen."""
+    offset: bool = False
+    """Whether positions count the prefix; only a relative position bias (T5) needs to know."""
+
+
+Extend = Callable[[int], Prefix | None]
+"""rows of this call -> what to put before them, or None."""
+Watch = Callable[[nn.Module, Tensor, Tensor], None]
+"""(module, keys, values), as the module's own."""
+Result = tuple[Tensor, Tensor | None]
+
+# Names without "sdpa" or "flash" in them: transformers looks for those and takes other paths. Each has its own mask
+# function: with none registered, padding would silently be attended to.
+OVER = {"sdpa": "intarsia", "eager": "intarsia_eager"}
+_EXTEND, _WATCH, _RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
+
+
+def _over_sdpa(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> Result:
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    return _attend(sdpa_attention_forward, module, query, key, value, mask, more)
+
+
+def _over_eager(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+) -> Result:
+    # The fallback lives in the modelling file: it has that model's own soft cap, bias and dtype of the softmax.
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return _attend(eager, module, query, key, value, mask, more, additive=True)
+
+
+def _attend(
+    inner: Callable[..., Result],
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    more: dict[str, Any],
+    *,
+    additive: bool = False,
+) -> Result:
+    watch: Watch | None = module.__dict__.get(_WATCH)
+    if watch is not None:
+        watch(module, key, value)
+    extend: Extend | None = module.__dict__.get(_EXTEND)
+    prefix = None if extend is None else extend(query.shape[0])
+    if prefix is None:
+        return inner(module, query, key, value, mask, **more)
+    more = dict(more)
+    if (bias := more.get("position_bias")) is not None:
+        more["position_bias"] = _longer_bias(module, bias, prefix)
+    causal = more.pop("is_causal", None)
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    mask = _longer_mask(mask, query, key, prefix, causal=bool(causal))
+    if additive and mask is not None and mask.dtype == torch.bool:
+        # Eager attention adds its mask to the scores; the model made none here, and ours is boolean.
+        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(query.dtype).min
+        )
+    rows = query.shape[0]
+    key = torch.cat([prefix.key.to(key.dtype).expand(rows, -1, -1, -1), key], dim=2)
+    value = torch.cat([prefix.value.to(value.dtype).expand(rows, -1, -1, -1), value], dim=2)
+    # A mask of our own says all; left to itself sdpa would cut the keys to the first T, and lose the last P real ones.
+    return inner(module, query, key, value, mask, is_causal=False, **more)
+
+
+def _longer_mask(mask: Tensor | None, query: Tensor, key: Tensor, prefix: Prefix, *, causal: bool) -> Tensor | None:
+    """The mask with columns for the prefix on its left: [ones | mask], or [ones | tril] where there was none."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is None:
+        if causal and queries > 1:
+            mask = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril()[None, None]
+        elif prefix.visible is None:
+            return None
+        else:
+            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(-1, -1, queries, keys)
+    length = prefix.key.shape[2]
+    seen = torch.ones(1, length, dtype=torch.bool, device=mask.device) if prefix.visible is None else prefix.visible
+    columns = seen[:, None, None, :]
+    if mask.dtype != torch.bool:
+        low = torch.finfo(mask.dtype).min
+        columns = torch.zeros(columns.shape, dtype=mask.dtype, device=mask.device).masked_fill(~columns, low)
+    rows = max(mask.shape[0], columns.shape[0])
+    columns = columns.expand(rows, mask.shape[1], mask.shape[2], length)
+    return torch.cat([columns, mask.expand(rows, -1, -1, -1)], dim=-1)
+
+
+def _longer_bias(module: nn.Module, bias: Tensor, prefix: Prefix) -> Tensor:
+    """T5's relative bias with columns for the prefix: zeros, since a prefix has no place; with `offset`, the bias of tokens
+    that stand right before the others (as after P cached tokens)."""
+    length = prefix.key.shape[2]
+    table: Any = module.__dict__.get(_RELATIVE)
+    if not prefix.offset or table is None:
+        return nn.functional.pad(bias, (length, 0))
+    queries, keys = bias.shape[-2:]
+    return table.compute_bias(queries, length + keys, device=bias.device, past_seen_tokens=length + keys - queries).to(
+        bias.dtype
+    )
+
+
+def register() -> None:
+    """Makes the two names known to transformers. May be called again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask, sdpa_mask
+
+    for name, attend, mask in ((OVER["sdpa"], _over_sdpa, sdpa_mask), (OVER["eager"], _over_eager, eager_mask)):
+        AttentionInterface.register(name, attend)
+        AttentionMaskInterface.register(name, mask)
+
+
+class AttentionSeam:
+    """Switches one model to our attention function while anything is hooked there, and back afterwards."""
+
+    def __init__(self, model: Any, base: nn.Module) -> None:
+        self.model, self.base = model, base
+        self.users = 0
+        self.before = ""
+
+    def extend(self, site: Site, change: Extend) -> "AttentionHook":
+        """Puts `change` at a KV site."""
+        return AttentionHook(self, self.base.get_submodule(site.module), _EXTEND, change, self._table(site))
+
+    @contextmanager
+    def watching(self, sites: Sequence[Site], look: Callable[[Site, Tensor, Tensor], None]) -> Iterator[None]:
+        """look(site, keys, values) at every attention call of the sites meanwhile."""
+        hooks = []
+        for site in sites:
+
+            def watch(_module: nn.Module, key: Tensor, value: Tensor, site: Site = site) -> None:
+                look(site, key, value)
+
+            hooks.append(AttentionHook(self, self.base.get_submodule(site.module), _WATCH, watch, None))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def enter(self) -> None:
+        self.users += 1
+        if self.users > 1:
+            return
+        register()
+        self.before = self.model.config._attn_implementation
+        self.model.set_attn_implementation(OVER["eager" if self.before == "eager" else "sdpa"])
+
+    def leave(self) -> None:
+        self.users -= 1
+        if self.users == 0:
+            self.model.set_attn_implementation(self.before)
+
+    def _table(self, site: Site) -> nn.Module | None:
+        """The attention of the site's stack that holds T5's relative bias: the first layer's; the others get its result."""
+        if site.cross:
+            return None
+        stack = site.module.partition(".")[0]
+        for path, module in self.base.named_modules():
+            if path.startswith(stack) and getattr(module, "has_relative_attention_bias", False):
+                return module
+        return None
+
+
+class AttentionHook:
+    """One function at one attention module; at most one of each sort at a time."""
+
+    def __init__(self, seam: AttentionSeam, module: nn.Module, slot: str, call: Any, table: nn.Module | None) -> None:
+        assert slot not in module.__dict__, f"{slot} is taken"
+        self.seam, self.module, self.slot = seam, module, slot
+        # Past nn.Module's own __setattr__: the table must not become a submodule here, with keys in the state_dict.
+        module.__dict__[slot] = call
+        if slot == _EXTEND:
+            module.__dict__[_RELATIVE] = table
+        seam.enter()
+
+    def remove(self) -> None:
+        """Takes it off; the model is as before."""
+        self.module.__dict__.pop(self.slot, None)
+        if self.slot == _EXTEND:
+            self.module.__dict__.pop(_RELATIVE, None)
+        self.seam.leave()

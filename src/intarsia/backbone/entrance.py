@@ -1,0 +1,233 @@
+"""The seam at the input embeddings: prompts go in where tokens do, and states come back in the caller's layout.
+
+One layout serves every place of a prompt and both sides of padding: each row's columns (its tokens, then the virtual tokens)
+get a sort key, and one gather puts embeddings, mask, positions and token types in that order. On the way out another gather
+takes the virtual tokens' states away, so a caller never meets them: (B, T) in, (B, T, D) out, whatever the prompts.
+
+B rows, T tokens, P virtual tokens at most, L = T + P columns, E width of the embeddings.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from intarsia.errors import ConfigError
+
+START, AFTER_FIRST, END, TEMPLATE = range(4)
+PLACES = {"start": START, "after-first": AFTER_FIRST, "end": END, "template": TEMPLATE}
+
+
+class Prompts(NamedTuple):
+    """What the rows of one call get at the entrance."""
+
+    vectors: Tensor | None = None
+    """(B, P, E), zeros behind shorter prompts; None: no row has a prompt."""
+    lengths: Tensor | None = None
+    """(B,) virtual tokens of each row."""
+    places: Tensor | None = None
+    """(B,) START, AFTER_FIRST, END or TEMPLATE."""
+    extra: int = 0
+    """Columns to add: the longest prompt of the rows that have it outside a template."""
+    offset: Tensor | None = None
+    """(B,) what to add to the positions of a row's tokens; None: nothing."""
+
+
+class Layout(NamedTuple):
+    """Where each column comes from, and where each token went."""
+
+    order: Tensor
+    """(B, L): an index into [tokens | virtual tokens] of each row."""
+    mask: Tensor
+    """(B, L) int64: columns that are not padding."""
+    back: Tensor
+    """(B, T): the column whose state is read for each token."""
+
+
+Ask = Callable[[int], Prompts | None]
+"""rows of this call -> their prompts, or None."""
+
+
+def lay_out(mask: Tensor, ids: Tensor | None, prompts: Prompts, *, left: bool, read_after: bool) -> Layout:
+    """mask: (B, T) of the tokens; ids: (B, T), in which -1 - j is slot j of a template.
+
+    left: spare columns go to the left, where decoders pad. read_after: a last token's state is read after the prompt that
+    follows it (decoders).
+    """
+    rows, tokens = mask.shape
+    assert prompts.lengths is not None
+    assert prompts.places is not None
+    lengths, places = prompts.lengths[:, None], prompts.places[:, None]
+    real, columns = mask.bool(), torch.arange(tokens, device=mask.device)
+    first = torch.where(real, columns, tokens).amin(1, keepdim=True)
+    last = torch.where(real, columns, -1).amax(1, keepdim=True)
+    slots = torch.arange(prompts.extra, device=mask.device)[None]
+    at = torch.where(places == START, 2 * first - 1, torch.where(places == AFTER_FIRST, 2 * first + 1, 2 * last + 1))
+    there = (slots < lengths) & (places != TEMPLATE)
+    spare = torch.full_like(at, -2 if left else 2 * tokens + 2)
+    keys = torch.cat([(2 * columns).expand(rows, -1), torch.where(there, at, spare)], dim=1)
+    order = keys.argsort(dim=1, stable=True)
+    back = order.argsort(dim=1)[:, :tokens]
+    whole = torch.cat([mask.long(), there.long()], dim=1).gather(1, order)
+    if read_after:
+        follows = torch.where((places == END) & (columns == last), lengths, 0)
+        back = back + follows
+    if ids is not None:
+        # A slot's column takes its vector from the prompt. Other columns keep their source.
+        source = torch.where(ids < 0, tokens - 1 - ids, columns.expand(rows, -1))
+        source = torch.cat([source, (tokens + slots).expand(rows, -1)], dim=1)
+        order = source.gather(1, order)
+    return Layout(order, whole, back)
+
+
+def _pick(values: Tensor, order: Tensor) -> Tensor:
+    """(B, S, E) and (B, L) -> (B, L, E)."""
+    return values.gather(1, order[..., None].expand(-1, -1, values.shape[-1]))
+
+
+class Entrance:
+    """The hooks at the model that reads the text: the whole model, or the encoder of an encoder-decoder."""
+
+    def __init__(self, base: nn.Module, kind: str, *, block: str = "", first_position: int = 0) -> None:
+        """block: the embedding block's path, where prompts go behind it; empty: they join the word embeddings."""
+        self.base, self.kind, self.block = base, kind, block
+        self.first_position = first_position
+        self.reader: nn.Module = base.get_encoder() if kind == "encoder-decoder" else base  # type: ignore[operator, assignment]
+        self.takes = frozenset(inspect.signature(self.reader.forward).parameters)
+        self.layout: Layout | None = None
+        self.pending: tuple[Layout | None, Prompts] | None = None
+
+    def hook(self, ask: Ask) -> list[RemovableHandle]:
+        """Installs the hooks; `ask` tells each call's prompts."""
+
+        def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+            self.layout = None
+            given = self._named(args, kwargs)
+            entry = given.get("input_ids", given.get("pixel_values", given.get("inputs_embeds")))
+            prompts = None if entry is None else ask(entry.shape[0])
+            if prompts is None:
+                return None
+            return (), self.enter(given, prompts)
+
+        def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
+            return output if self.layout is None else self._leave(output)
+
+        handles = [self.reader.register_forward_pre_hook(before, with_kwargs=True, prepend=True)]
+        handles.append(self.reader.register_forward_hook(after))
+        if self.block:
+            handles.append(self.base.get_submodule(self.block).register_forward_hook(self._behind_block))
+        if self.kind == "encoder-decoder":
+            decoder: nn.Module = self.base.get_decoder()  # type: ignore[operator]
+            handles.append(decoder.register_forward_pre_hook(self._decoder_mask, with_kwargs=True))
+        return handles
+
+    def _named(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        names = list(inspect.signature(self.reader.forward).parameters)
+        return {k: v for k, v in {**dict(zip(names, args, strict=False)), **kwargs}.items() if v is not None}
+
+    def enter(self, given: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
+        """The model's arguments with the prompts in them. given: its arguments by name."""
+        given = dict(given)
+        if prompts.vectors is None:
+            self._shift(given, prompts)
+            return given
+        if _cached(given):
+            raise ConfigError(
+                "a prompt goes before the first token, and this call goes on from cached tokens; decode with "
+                "TaskBank.generate(...)"
+            )
+        return self._enter_block(given, prompts) if self.block else self._enter_words(given, prompts)
+
+    def _enter_words(self, given: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
+        assert prompts.vectors is not None
+        ids = given.pop("input_ids", None)
+        table: Any = self.base.get_input_embeddings()  # type: ignore[operator]
+        words = given["inputs_embeds"] if ids is None else table(ids.clamp(min=0))
+        mask = given.get("attention_mask")
+        mask = torch.ones(words.shape[:2], dtype=torch.long, device=words.device) if mask is None else mask
+        decoder = self.kind == "decoder"
+        layout = self.layout = lay_out(mask, ids, prompts, left=decoder, read_after=decoder)
+        given["inputs_embeds"] = _pick(torch.cat([words, prompts.vectors.to(words.dtype)], dim=1), layout.order)
+        given["attention_mask"] = layout.mask
+        if (types := given.get("token_type_ids")) is not None:
+            given["token_type_ids"] = nn.functional.pad(types, (0, prompts.vectors.shape[1])).gather(1, layout.order)
+        if "position_ids" in self.takes:
+            given["position_ids"] = self._positions(layout.mask, prompts)
+        return given
+
+    def _enter_block(self, given: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
+        """Behind the embedding block: tokens are embedded as without a prompt, at their own positions."""
+        entry = given.get("input_ids", given.get("inputs_embeds"))
+        if entry is not None:
+            mask = given.get("attention_mask")
+            mask = torch.ones(entry.shape[:2], dtype=torch.long, device=entry.device) if mask is None else mask
+            layout = lay_out(mask, None, prompts, left=False, read_after=False)
+            if "position_ids" in self.takes and "position_ids" not in given:
+                given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + self.first_position
+            given["attention_mask"] = layout.mask
+            self.layout = layout
+            self.pending = layout, prompts
+        else:
+            self.pending = None, prompts
+        return given
+
+    def _behind_block(self, _module: nn.Module, _args: tuple, states: Tensor) -> Tensor | None:
+        if self.pending is None:
+            return None
+        (layout, prompts), self.pending = self.pending, None
+        assert prompts.vectors is not None
+        if layout is None:  # images: the number of patches shows here
+            mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
+            layout = self.layout = lay_out(mask, None, prompts, left=False, read_after=False)
+        return _pick(torch.cat([states, prompts.vectors.to(states.dtype)], dim=1), layout.order)
+
+    def _positions(self, mask: Tensor, prompts: Prompts) -> Tensor:
+        positions = (mask.cumsum(1) - 1).clamp(min=0) + self.first_position
+        return positions if prompts.offset is None else positions + prompts.offset[:, None]
+
+    def _shift(self, given: dict[str, Any], prompts: Prompts) -> None:
+        """Moves the positions of rows whose prefix counts as tokens."""
+        if prompts.offset is None:
+            return
+        if "position_ids" in given:
+            given["position_ids"] = given["position_ids"] + prompts.offset[:, None]
+            return
+        entry = given.get("input_ids", given.get("inputs_embeds"))
+        assert entry is not None
+        mask = given.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            mask = torch.ones(entry.shape[0], _cached(given) + entry.shape[1], dtype=torch.long, device=entry.device)
+            given.setdefault("attention_mask", mask)  # without one, positions that do not start at 0 look like packing
+        given["position_ids"] = self._positions(mask.long(), prompts)[:, -entry.shape[1] :]
+
+    def _leave(self, output: Any) -> Any:
+        """Takes the virtual tokens' states away; an encoder's stay, for the decoder to read."""
+        assert self.layout is not None
+        if self.kind == "encoder-decoder":
+            return output
+        layout, self.layout = self.layout, None
+        output.last_hidden_state = _pick(output.last_hidden_state, layout.back)
+        pooler = getattr(self.base, "pooler", None)
+        if getattr(output, "pooler_output", None) is not None and isinstance(pooler, nn.Module):
+            # It was made from the first column, which may be a virtual token's.
+            output.pooler_output = pooler(output.last_hidden_state)
+        return output
+
+    def _decoder_mask(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+        """The decoder reads the virtual tokens' states too, so its mask of the encoder's columns is the longer one."""
+        states, layout = kwargs.get("encoder_hidden_states"), self.layout
+        if states is None or layout is None or states.shape[1] != layout.mask.shape[1]:
+            return None
+        beams = states.shape[0] // layout.mask.shape[0]
+        mask = layout.mask if beams == 1 else layout.mask.repeat_interleave(beams, dim=0)
+        return args, {**kwargs, "encoder_attention_mask": mask}
+
+
+def _cached(given: Mapping[str, Any]) -> int:
+    past = given.get("past_key_values")
+    return 0 if past is None else int(past.get_seq_length())

@@ -1,0 +1,60 @@
+"""The frozen language model's own voice, with whatever is hooked on it: its scores of words, and transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from intarsia.backbone.entrance import Prompts
+from intarsia.errors import ConfigError
+
+if TYPE_CHECKING:
+    from intarsia.backbone.backbone import Backbone
+
+
+def generate(
+    backbone: Backbone, batch: Mapping[str, Tensor], settings: Mapping[str, Any], prompts: Prompts | None
+) -> list[Tensor]:
+    """The new tokens of each row, without padding and end-of-sequence token.
+
+    batch: input_ids and attention_mask (B, T), padded on the left for decoders. prompts: of a decoder's rows; they are put in
+    here, once, because `generate` counts the tokens that it starts from. settings: keyword arguments of transformers' generate.
+    """
+    given = {name: batch[name].to(backbone.device) for name in ("input_ids", "attention_mask")}
+    # A decoder's output begins with its input, an encoder-decoder's with the start token.
+    skip = given["input_ids"].shape[1] if backbone.kind == "decoder" else 1
+    if prompts is not None and prompts.vectors is not None:
+        given, skip = backbone.with_prompts(given, prompts), 0
+    config: Any = backbone.model.generation_config
+    end = config.eos_token_id
+    ends = [] if end is None else [end] if isinstance(end, int) else list(end)
+    pad = config.pad_token_id if config.pad_token_id is not None else (ends[0] if ends else 0)
+    model: Any = backbone.model
+    new = model.generate(**given, **settings, pad_token_id=pad)[:, skip:]
+    stops = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
+    lengths = torch.where(stops.any(1), stops.int().argmax(1), new.shape[1]).tolist()
+    return [row[:length] for row, length in zip(new, lengths, strict=True)]
+
+
+def word_scores(backbone: Backbone, batch: Mapping[str, Tensor], words: Sequence[int]) -> Tensor:
+    """(B, C), fp32: the scores of these tokens at the one [MASK] of an encoder, after a decoder's last token, or as the first
+    output of an encoder-decoder."""
+    ids = batch["input_ids"].to(backbone.device)
+    mask = batch.get("attention_mask", torch.ones_like(ids)).to(backbone.device)
+    if backbone.kind == "encoder":
+        blank: Any = backbone.tokenizer.mask_token_id
+        read = ids.eq(blank)
+        if not bool(read.sum(1).eq(1).all()):
+            raise ConfigError(
+                "a verbaliser reads the [MASK], and some row has not exactly one; put {mask} once into the template"
+            )
+    elif backbone.kind == "decoder":
+        columns = torch.arange(ids.shape[1], device=ids.device)
+        read = columns.eq(torch.where(mask.bool(), columns, -1).amax(1, keepdim=True))
+    else:
+        start = torch.full_like(ids[:, :1], backbone.config.decoder_start_token_id)
+        batch, read = {**batch, "decoder_input_ids": start}, torch.ones_like(start, dtype=torch.bool)
+    return backbone.token_scores(batch, read)[:, list(words)]

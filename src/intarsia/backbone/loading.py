@@ -1,0 +1,103 @@
+"""Loading a checkpoint: device, dtype, model class, tokenizer; one clear line for whatever is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from intarsia.errors import BackboneError, ConfigError, nearest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Casts the parameters, as loading in that dtype would. Buffers stay: rotary frequencies in bf16 shift positions."""
+    keep = getattr(model, "_keep_in_fp32_modules", None) or () if dtype is torch.float16 else ()
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not set(name.split(".")) & set(keep):
+            parameter.data = parameter.data.to(dtype)
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"device {name!r} was asked for, but torch sees no CUDA device here; give --device cpu.")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise ConfigError(f"unknown dtype {name!r}; give auto, {', '.join(DTYPES)}{nearest(name, list(DTYPES))}")
+    return DTYPES[name]
+
+
+def _fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 beat fp32 there: tensor cores, AMX or AVX-512 BF16; emulated bf16 is slower."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return False
+    cpu = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return bool(cpu.get("amx_bf16") or cpu.get("avx512_bf16") or cpu.get("arm_bf16") or cpu.get("bf16"))
+
+
+def from_pretrained(folder: str, name: str, *, language_model: bool = False) -> PreTrainedModel:
+    """The model of the checkpoint's own sort; BackboneError in one line. language_model: an encoder with its masked-LM head."""
+    import transformers as tf
+    from safetensors import SafetensorError
+
+    try:
+        config = tf.AutoConfig.from_pretrained(folder)
+        architecture = (getattr(config, "architectures", None) or [""])[0]
+        auto: Any = tf.AutoModel
+        if type(config) in tf.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING and getattr(config, "is_encoder_decoder", False):
+            auto = tf.AutoModelForSeq2SeqLM
+        elif type(config) in tf.MODEL_FOR_CAUSAL_LM_MAPPING and architecture.endswith(("CausalLM", "LMHeadModel")):
+            auto = tf.AutoModelForCausalLM
+        elif language_model:
+            auto = tf.AutoModelForMaskedLM
+        model, report = auto.from_pretrained(folder, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        line = " ".join(str(error).split())[:200]
+        if os.sep in name and not Path(name).exists():
+            line = "there is no such folder"
+        raise BackboneError(
+            f"cannot load backbone {name!r}: {line}. Give a folder with config.json and weights, a hub name that is in the "
+            "local cache or reachable, or embedded:minilm / embedded:smollm2."
+        ) from None
+    missing = sorted(report["missing_keys"])
+    if missing and all("pooler." in name for name in missing):
+        # The checkpoint has none, and transformers made a random one: a task on it would change from process to process.
+        model.base_model.pooler = None
+    elif missing:
+        raise BackboneError(
+            f"backbone {name!r} lacks {len(missing)} tensor(s) of {type(model).__name__}, the first is {missing[0]!r}; they would "
+            "be random. Give a complete checkpoint."
+        )
+    return model
+
+
+def load_tokenizer(folder: str) -> PreTrainedTokenizerBase | None:
+    """None where the checkpoint ships no tokenizer (ViT); whoever needs one then says so."""
+    import transformers as tf
+
+    try:
+        tokenizer = tf.AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, KeyError):
+        return None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer

@@ -1,0 +1,299 @@
+r"""Prefix tuning (Li and Liang 2021, "Prefix-Tuning: Optimizing Continuous Prompts for Generation",
+https://arxiv.org/abs/2101.00190); gates after UniPELT (Mao et al. 2022, https://arxiv.org/abs/2110.07577).
+
+    K <- [P_k; K],  V <- [P_v; V]                                at every attention
+    flat               P_k, P_v are trained themselves
+    reparameterised    [P_k | P_v] = W tanh(U P' + b) + c         P', U, b are shared by all layers
+    gated              sigmoid(g_k) P_k, sigmoid(g_v) P_v
+
+Shapes: P_k (N, H, P, D_k), P_v (N, H, P, D_v), P' (N, P, embedding), U (N, mid, embedding), b (N, mid),
+W (N, H D_k + H D_v, mid), c (N, H D_k + H D_v), g (N, 2); N tasks, H key-value heads, P virtual positions.
+
+There are three prefixes, as in the authors' BART code, each with its own P', U and b: encoder self-attention, decoder
+self-attention, cross-attention. W is one matrix there; here each layer holds its own rows of it, which is the same.
+
+Initialisation: P' from N(0, 1), U, b, W, c as `nn.Linear`; the gates at 0, so sigmoid gives one half. A flat prefix is drawn
+from N(0, init_std). "zero": the values are zero. "text": the activations of real words.
+
+Where the authors' code differs:
+- P' is as wide as the model there; here as wide as `mid`, unless `embedding` says otherwise.
+- It fits the MLP to the words' activations with 500 steps of Adam on the squared error. The last layer is linear, so the least
+  squares are solved for here: an exact fit, with the smallest change of W and c, as long as P is at most mid + 1.
+- Tokens keep their positions here; `position_offset` counts the prefix, as the authors' code does.
+- UniPELT computes its gates from the mean over all tokens, which would let later tokens change earlier ones. Ours are
+  numbers of their own, so they fold into the prefix.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from intarsia.errors import ConfigError, UnsupportedError
+from intarsia.methods.base import (
+    Delta,
+    KeyValueDelta,
+    Method,
+    Pretrained,
+    check_init,
+    check_leave_out,
+    linear_parameters,
+    with_roles,
+)
+from intarsia.sites import Role, Site
+
+Shape = tuple[int, int, int]
+"""Key-value heads H, width of a key D_k, width of a value D_v."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PrefixTuning(Method):
+    """Prefix tuning (Li and Liang 2021, https://arxiv.org/abs/2101.00190)."""
+
+    name: ClassVar[str] = "prefix"
+
+    length: int = 10
+    """Virtual positions P. The paper: 10 for table-to-text, 200 for summarisation."""
+    encoder: bool = True
+    """Before the encoder's own keys and values."""
+    decoder: bool = True
+    """Before the decoder's own keys and values."""
+    cross: bool = True
+    """Before the keys and values that an encoder-decoder's decoder reads from its encoder."""
+    mid: int | None = 512
+    """Width of the reparameterisation's hidden layer; the paper takes 800 for summarisation. None: a flat prefix."""
+    embedding: int | None = None
+    """Width of the reparameterisation's input P'; None: as `mid`. The paper takes the model's width."""
+    dropout: float = 0.0
+    """Dropout on the prefix while training."""
+    gating: bool = False
+    """A trained factor in (0, 1) for the keys and one for the values of each layer."""
+    leave_out: tuple[int, ...] = ()
+    """Layers without a prefix, counted from 0 within each stack."""
+    init: Literal["random", "zero", "text"] = "random"
+    """random; zero (values are zero, keys random); text (the activations of `init_text`, best where data are few)."""
+    init_text: str | None = None
+    """The words for init "text"; their tokens are repeated, or cut, to `length`."""
+    init_std: float = 0.02
+    """Standard deviation of a flat prefix's random values."""
+    position_offset: bool = False
+    """Real tokens' positions start at P, as after P cached tokens, instead of at 0."""
+
+    def __post_init__(self) -> None:
+        owner = type(self).__name__
+        widths = {"length": self.length, "mid": self.mid, "embedding": self.embedding}
+        for field, value in widths.items():
+            if value is not None and value < 1:
+                raise ConfigError(f"{owner}.{field} must be at least 1, got {value}")
+        if self.embedding is not None and self.mid is None:
+            raise ConfigError(f"{owner}.embedding is {self.embedding}, but a flat prefix has none; give mid too.")
+        if not (self.encoder or self.decoder or self.cross):
+            raise ConfigError(f"{owner} has encoder, decoder and cross all off; leave at least one on.")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"{owner}.dropout must be in [0, 1), got {self.dropout}")
+        if not 0 <= self.init_std < math.inf:
+            raise ConfigError(f"{owner}.init_std must be 0 or more, got {self.init_std}")
+        check_init(owner, self.init, ("random", "zero", "text"), self.init_text)
+
+    @property
+    def default_lr(self) -> float:  # type: ignore[override]
+        """Through the MLP a small step goes far; a flat prefix needs a large one."""
+        return 2e-2 if self.mid is None else 2e-3
+
+    def sites(self, available: Sequence[Site]) -> list[Site]:
+        """The attentions of the chosen sorts."""
+        owner = type(self).__name__
+        check_leave_out(self.leave_out, available, owner)
+        present = with_roles(available, (Role.KV,))
+        if not present:
+            raise UnsupportedError(
+                f"{owner} finds no attention on this backbone that takes a prefix; prompt, ptuning, adapter and lora need none."
+            )
+        wanted = {"encoder": self.encoder, "decoder": self.decoder, "cross": self.cross}
+        if not (chosen := [site for site in present if wanted[_sort(site)]]):
+            here = " and ".join(dict.fromkeys(_sort(site) for site in present))
+            raise UnsupportedError(
+                f"{owner} finds none of its attentions on this backbone, which has {here}; switch that on."
+            )
+        if not (kept := [site for site in chosen if site.layer not in self.leave_out]):
+            raise UnsupportedError(f"{owner} finds no place on this backbone: every layer is left out.")
+        return kept
+
+    def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:
+        """PrefixDeltas, or ReparameterisedPrefixDeltas."""
+        shapes = {site.key: pretrained.heads(site) for site in sites}
+        words = {} if self.init_text is None else pretrained.activations(self.init_text)
+        targets = {
+            key: (_repeated(words[key][0], self.length), _repeated(words[key][1], self.length))
+            for key in (shapes if words else ())
+        }
+        if self.mid is None:
+            return {key: self._flat(shape, targets.get(key)) for key, shape in shapes.items()}
+        deltas: dict[str, Delta] = {}
+        for sort in dict.fromkeys(_sort(site) for site in sites):
+            keys = [site.key for site in sites if _sort(site) == sort]
+            group = self._reparameterised({key: shapes[key] for key in keys}, self.mid)
+            if targets:
+                _fit(group, targets)
+            deltas |= group
+        return deltas
+
+    def folded(self) -> Method:
+        """The flat prefix with random values."""
+        return replace(self, mid=None, embedding=None, gating=False, init="random", init_text=None)
+
+    def _flat(self, shape: Shape, target: tuple[Tensor, Tensor] | None) -> "PrefixDelta":
+        heads, *widths = shape
+        key, value = (torch.randn(heads, self.length, width) * self.init_std for width in widths)
+        if self.init == "zero":
+            value.zero_()
+        if target is not None:
+            key, value = target
+        return PrefixDelta(key[None], value[None], offset=self.position_offset, dropout=self.dropout, gated=self.gating)
+
+    def _reparameterised(self, shapes: dict[str, Shape], mid: int) -> "dict[str, ReparameterisedPrefixDelta]":
+        source = PrefixSource(self.length, mid if self.embedding is None else self.embedding, mid)
+        return {
+            key: ReparameterisedPrefixDelta(
+                source,
+                shape,
+                owner=index == 0,
+                zero_values=self.init == "zero",
+                offset=self.position_offset,
+                dropout=self.dropout,
+                gated=self.gating,
+            )
+            for index, (key, shape) in enumerate(shapes.items())
+        }
+
+
+class _Prefix(KeyValueDelta):
+    """What both forms share: gates, dropout, folding."""
+
+    def __init__(self, length: int, *, offset: bool, dropout: float, gated: bool) -> None:
+        super().__init__()
+        self.length, self.offset, self.dropout = length, offset, dropout
+        self.gate = nn.Parameter(torch.zeros(1, 2)) if gated else None
+
+    def decay_free(self) -> frozenset[str]:
+        """All but the MLP's weights: decay would pull a prefix towards keys and values of zero, which mean nothing."""
+        return frozenset(name for name, _ in self.named_parameters() if not name.endswith("weight"))
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """Keys and values before gates and dropout."""
+        raise NotImplementedError
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Returns keys (N, H, P, D_k) and values (N, H, P, D_v)."""
+        key, value = self._gated()
+        if self.training and self.dropout:
+            key, value = F.dropout(key, self.dropout), F.dropout(value, self.dropout)
+        return key, value
+
+    def fold(self) -> "PrefixDelta":
+        """A PrefixDelta with this one's keys and values."""
+        with torch.no_grad():
+            folded = PrefixDelta(*self._gated(), offset=self.offset, dropout=self.dropout)
+        return folded.train(self.training)
+
+    def _gated(self) -> tuple[Tensor, Tensor]:
+        key, value = self.tensors()
+        if self.gate is None:
+            return key, value
+        gate = self.gate.sigmoid()[:, :, None, None, None]
+        return key * gate[:, 0], value * gate[:, 1]
+
+
+class PrefixDelta(_Prefix):
+    """The flat form.   key: (N, H, P, D_k), value: (N, H, P, D_v), gate: (N, 2) or None"""
+
+    def __init__(
+        self, key: Tensor, value: Tensor, *, offset: bool = False, dropout: float = 0.0, gated: bool = False
+    ) -> None:
+        super().__init__(key.shape[2], offset=offset, dropout=dropout, gated=gated)
+        self.key = nn.Parameter(key.detach().clone())
+        self.value = nn.Parameter(value.detach().clone())
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The parameters."""
+        return self.key, self.value
+
+
+class PrefixSource(nn.Module):
+    """tanh(U P' + b), shared by the layers of one sort of attention.   prompt: (N, P, E), weight: (N, mid, E), bias: (N, mid)"""
+
+    def __init__(self, length: int, embedding: int, mid: int) -> None:
+        super().__init__()
+        self.prompt = nn.Parameter(torch.randn(1, length, embedding))
+        self.weight, self.bias = linear_parameters(embedding, mid)
+
+    def forward(self) -> Tensor:
+        """Returns (N, P, mid)."""
+        return torch.tanh(self.prompt @ self.weight.mT + self.bias[:, None])
+
+
+class ReparameterisedPrefixDelta(_Prefix):
+    """One layer's share of the MLP.   weight: (N, H D_k + H D_v, mid), bias: (N, H D_k + H D_v), gate: (N, 2) or None
+
+    The first delta of a group owns the source; the others only refer to it, so that it is counted, trained and saved once.
+    """
+
+    def __init__(
+        self,
+        source: PrefixSource,
+        shape: Shape,
+        *,
+        owner: bool,
+        zero_values: bool = False,
+        offset: bool = False,
+        dropout: float = 0.0,
+        gated: bool = False,
+    ) -> None:
+        super().__init__(source.prompt.shape[1], offset=offset, dropout=dropout, gated=gated)
+        self.heads, self.key_width, self.value_width = shape
+        # In a tuple, nn.Module does not see it; a deep copy of the whole task still copies it once.
+        self._shared = (source,)
+        if owner:
+            self.source = source
+        keys = self.heads * self.key_width
+        self.weight, self.bias = linear_parameters(source.bias.shape[1], keys + self.heads * self.value_width)
+        if zero_values:
+            with torch.no_grad():
+                self.weight[:, keys:].zero_()
+                self.bias[:, keys:].zero_()
+
+    def tensors(self) -> tuple[Tensor, Tensor]:
+        """The MLP's output."""
+        both = self._shared[0]() @ self.weight.mT + self.bias[:, None]
+        tasks, length, _ = both.shape
+        keys = self.heads * self.key_width
+        key = both[..., :keys].reshape(tasks, length, self.heads, self.key_width)
+        value = both[..., keys:].reshape(tasks, length, self.heads, self.value_width)
+        return key.transpose(1, 2), value.transpose(1, 2)
+
+
+def _sort(site: Site) -> str:
+    return "cross" if site.cross else site.stack
+
+
+def _repeated(rows: Tensor, length: int) -> Tensor:
+    """(H, n, D) -> (H, length, D): the n rows again and again, or the first of them."""
+    return rows[:, torch.arange(length, device=rows.device) % rows.shape[1]]
+
+
+@torch.no_grad()
+def _fit(group: dict[str, ReparameterisedPrefixDelta], targets: dict[str, tuple[Tensor, Tensor]]) -> None:
+    """Sets the last layer so that the group's outputs are the targets: least squares, nearest to the values it has."""
+    hidden = next(iter(group.values()))._shared[0]()[0].double()
+    features = torch.cat([hidden, torch.ones_like(hidden[:, :1])], dim=1)
+    solve = torch.linalg.pinv(features)
+    for name, delta in group.items():
+        target = torch.cat([part.double().transpose(0, 1).flatten(1) for part in targets[name]], dim=1)
+        present = torch.cat([delta.weight[0], delta.bias[0][:, None]], dim=1).double().mT
+        fitted = present + solve @ (target - features @ present)
+        delta.weight[0].copy_(fitted[:-1].mT)
+        delta.bias[0].copy_(fitted[-1])

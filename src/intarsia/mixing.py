@@ -1,0 +1,59 @@
+"""What the rows of one call get from tasks of different sorts, at the two seams where virtual positions go in.
+
+The rows are sorted by task: `deltas` and `counts` have one entry for each run of rows with the same task, None where that task
+has no delta at the place. Unequal lengths are padded and hidden, so a row never meets another task's positions.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia.backbone.attention import Prefix
+from intarsia.backbone.entrance import PLACES, Prompts
+from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta
+
+
+def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int]) -> Prefix:
+    """Each row's keys and values; rows with none, or with shorter ones, have hidden columns on the left."""
+    made = [delta() if isinstance(delta, KeyValueDelta) else None for delta in deltas]
+    offset = any(isinstance(delta, KeyValueDelta) and delta.offset for delta in deltas)
+    like = next(pair for pair in made if pair is not None)
+    if len(made) == 1:
+        return Prefix(*like, offset=offset)
+    longest = max(pair[0].shape[2] for pair in made if pair is not None)
+    columns = torch.arange(longest, device=like[0].device)
+    keys, values, visible = [], [], []
+    for pair, count in zip(made, counts, strict=True):
+        length = 0 if pair is None else pair[0].shape[2]
+        for source, pieces in zip(like if pair is None else pair, (keys, values), strict=True):
+            pieces.append(F.pad(source[:, :, :length], (0, 0, longest - length, 0)).expand(count, -1, -1, -1))
+        visible.append((columns >= longest - length).expand(count, -1))
+    return Prefix(torch.cat(keys), torch.cat(values), torch.cat(visible), offset)
+
+
+def mix_prompts(
+    deltas: Sequence[Delta | None], offsets: Sequence[int], counts: Sequence[int], device: torch.device
+) -> Prompts:
+    """Each row's prompt, and how far its positions move."""
+    repeats, rows = torch.tensor(counts, device=device), sum(counts)
+
+    def by_row(values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, device=device).repeat_interleave(repeats, output_size=rows)
+
+    offset = by_row(offsets) if any(offsets) else None
+    prompts = [delta if isinstance(delta, EmbeddingDelta) else None for delta in deltas]
+    vectors = [None if delta is None else delta() for delta in prompts]
+    if not (made := [vector for vector in vectors if vector is not None]):
+        return Prompts(offset=offset)
+    longest = max(vector.shape[1] for vector in made)
+    empty = made[0].new_zeros(1, 0, made[0].shape[2])
+    full = [F.pad(empty if v is None else v, (0, 0, 0, longest - (0 if v is None else v.shape[1]))) for v in vectors]
+    return Prompts(
+        vectors=torch.cat([vector.expand(count, -1, -1) for vector, count in zip(full, counts, strict=True)]),
+        lengths=by_row([0 if delta is None else delta.length for delta in prompts]),
+        places=by_row([0 if delta is None else PLACES[delta.place] for delta in prompts]),
+        extra=max((d.length for d in prompts if d is not None and d.place != "template"), default=0),
+        offset=offset,
+    )
