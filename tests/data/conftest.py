@@ -33,6 +33,25 @@ def tokenizer():
     return PreTrainedTokenizerFast(tokenizer_object=core, model_input_names=inputs, **names)
 
 
+@pytest.fixture(scope="session")
+def byte_level():
+    """Byte-level BPE with a beginning and an end of sequence that no call adds by itself but the first: <s> a."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<pad>", "<s>", "</s>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator([" ".join(WORDS), " ".join(WORDS[::-1]), "name: a\ntext: good"] * 3, trainer)
+    core.post_processor = processors.TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", 1)])
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    return PreTrainedTokenizerFast(tokenizer_object=core, model_input_names=["input_ids", "attention_mask"], **names)
+
+
 @pytest.fixture
 def write(tmp_path):
     """write("train.csv", "text,label\\n...") -> path; .gz names are compressed; bytes are written as they are."""

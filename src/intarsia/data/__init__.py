@@ -4,24 +4,32 @@
     encoded = encode(splits.split("train"), backbone.tokenizer, max_length=128, kind=splits.kind)
     source = EncodedSource(encoded, batch_size=16, pad_id=backbone.tokenizer.pad_token_id, seed=0)
 
+Generation has its own pair, `encode_generation` and `GenerationSource`; a `Template` serves both.
+
 Importing this package is light: torch, datasets and pyarrow are imported where they are needed.
 """
 
-from intarsia.data.batching import EncodedSource, batches, collate
+from intarsia.data.batching import EncodedSource, GenerationSource, batches, collate
 from intarsia.data.encoding import Encoded, encode
+from intarsia.data.generation import EncodedPairs, encode_generation
 from intarsia.data.load import load_data, load_rows_for_prediction
 from intarsia.data.spec import KINDS, DataSpec, Rows, Splits
+from intarsia.data.template import Template
 
 __all__ = [
     "KINDS",
     "DataSpec",
     "Encoded",
+    "EncodedPairs",
     "EncodedSource",
+    "GenerationSource",
     "Rows",
     "Splits",
+    "Template",
     "batches",
     "collate",
     "encode",
+    "encode_generation",
     "load_data",
     "load_rows_for_prediction",
 ]

@@ -1,4 +1,4 @@
-"""Batches of rows of like length, and their padded tensors. B rows, T tokens, C classes."""
+"""Batches of rows of like length, and their padded tensors. B rows, T tokens, C classes; S and U of input and target."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from intarsia.data.encoding import IGNORED, Encoded
-from intarsia.errors import ConfigError
+from intarsia.data.generation import EncodedPairs
+from intarsia.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ CHUNK_BATCHES = 50  # batches sorted together: little padding, and still other n
 
 
 def batches(
-    encoded: Encoded, batch_size: int, *, seed: int | None, epoch: int = 0, bucket: bool = True
+    encoded: Encoded | EncodedPairs, batch_size: int, *, seed: int | None, epoch: int = 0, bucket: bool = True
 ) -> list[np.ndarray]:
     """Row indices of each batch; every row once; a function of (seed, epoch) alone.
 
@@ -54,18 +55,12 @@ def collate(
     import torch
 
     indices = np.asarray(indices)
-    starts, stops = encoded.offsets[indices], encoded.offsets[indices + 1]
-    lengths = stops - starts
-    width = int(lengths.max(initial=0))
-    places = np.arange(width)
-    real = places < lengths[:, None] if padding_side == "right" else places >= width - lengths[:, None]
 
     def padded(flat: np.ndarray, fill: int) -> Tensor:
-        out = np.full(real.shape, fill, np.int64)
-        out[real] = np.concatenate([flat[start:stop] for start, stop in zip(starts, stops, strict=True)])
-        return torch.from_numpy(out)
+        return pad(rows_of(flat, encoded.offsets, indices), fill, padding_side)[0]
 
-    batch = {"input_ids": padded(encoded.ids, pad_id), "attention_mask": torch.from_numpy(real.astype(np.int64))}
+    ids, mask = pad(rows_of(encoded.ids, encoded.offsets, indices), pad_id, padding_side)
+    batch = {"input_ids": ids, "attention_mask": mask}
     if encoded.type_ids is not None:
         batch["token_type_ids"] = padded(encoded.type_ids, 0)
     if encoded.labels is None:
@@ -73,6 +68,24 @@ def collate(
     if encoded.words is not None:
         return batch, padded(encoded.labels, IGNORED)
     return batch, torch.from_numpy(encoded.labels[indices])
+
+
+def rows_of(flat: np.ndarray, offsets: np.ndarray, indices: np.ndarray) -> list[np.ndarray]:
+    """The parts of `flat` that belong to these rows."""
+    return [flat[start:stop] for start, stop in zip(offsets[indices], offsets[indices + 1], strict=True)]
+
+
+def pad(rows: Sequence[np.ndarray], fill: int, side: Side = "right") -> tuple[Tensor, Tensor]:
+    """Rows side by side, (B, T) int64, and their mask, (B, T) int64: 1 where the row is, 0 where `fill` stands."""
+    import torch
+
+    lengths = np.array([len(row) for row in rows], np.int64)
+    width = int(lengths.max(initial=0))
+    places = np.arange(width)
+    real = places < lengths[:, None] if side == "right" else places >= width - lengths[:, None]
+    out = np.full(real.shape, fill, np.int64)
+    out[real] = np.concatenate(rows)
+    return torch.from_numpy(out), torch.from_numpy(real.astype(np.int64))
 
 
 class EncodedSource:
@@ -115,3 +128,86 @@ class EncodedSource:
     def rows(self, key: np.ndarray) -> np.ndarray:
         """Row indices of the batch, in its order."""
         return key
+
+
+class GenerationSource:
+    """The batches of a generation task: as `train` takes them, and the prompts alone for `bank.generate`.
+
+    Keys as those of EncodedSource; length is that of input and target together.
+    """
+
+    def __init__(
+        self,
+        encoded: EncodedPairs,
+        batch_size: int,
+        *,
+        pad_id: int,
+        decoder_start_token_id: int | None = None,
+        seed: int | None = None,
+        bucket: bool = True,
+    ) -> None:
+        if encoded.encoder_decoder and decoder_start_token_id is None:
+            raise ConfigError("an encoder-decoder needs decoder_start_token_id, which its config holds; got None")
+        self.encoded = encoded
+        self.batch_size = batch_size
+        self.pad_id = pad_id
+        self.decoder_start_token_id = decoder_start_token_id
+        self.seed = seed
+        self.bucket = bucket
+
+    def plan(self, epoch: int = 0) -> list[np.ndarray]:
+        """The keys of that epoch's batches, in order."""
+        return batches(self.encoded, self.batch_size, seed=self.seed, epoch=epoch, bucket=self.bucket)
+
+    def load(self, key: np.ndarray) -> tuple[dict[str, Tensor], Tensor | None]:
+        """(batch, labels) on the CPU, right padded; labels are -100 where nothing is to be learnt, None without targets.
+
+        Decoder: input_ids, attention_mask and labels, (B, S + U): the input, then the target; labels[:, t] is the id AT
+        t. Encoder-decoder: input_ids and attention_mask (B, S), decoder_input_ids (the target one place later, behind
+        the start token), decoder_attention_mask and labels (B, U).
+        """
+        inputs, targets = self._inputs(key), self._targets(key)
+        if targets is None:
+            return self.prompts(key), None
+        if not self.encoded.encoder_decoder:
+            ids, mask = pad([np.concatenate(pair) for pair in zip(inputs, targets, strict=True)], self.pad_id)
+            silent = [np.full(len(row), IGNORED) for row in inputs]
+            labels, _ = pad([np.concatenate(pair) for pair in zip(silent, targets, strict=True)], IGNORED)
+            return {"input_ids": ids, "attention_mask": mask}, labels
+        ids, mask = pad(inputs, self.pad_id)
+        start = np.array([self.decoder_start_token_id])
+        before, decoded = pad([np.concatenate([start, row[:-1]]) for row in targets], self.pad_id)
+        batch = {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "decoder_input_ids": before,
+            "decoder_attention_mask": decoded,
+        }
+        return batch, pad(targets, IGNORED)[0]
+
+    def prompts(self, key: np.ndarray) -> dict[str, Tensor]:
+        """{input_ids, attention_mask}, (B, S): the inputs alone, padded on the left for a decoder, which goes on there."""
+        ids, mask = pad(self._inputs(key), self.pad_id, "right" if self.encoded.encoder_decoder else "left")
+        return {"input_ids": ids, "attention_mask": mask}
+
+    def references(self, key: np.ndarray) -> list[list[str]]:
+        """Of each row of the batch, the texts that its output is compared with. DataError where there are none."""
+        if self.encoded.references is None:
+            raise DataError("these rows have no texts to compare with; give a file with the column of the targets")
+        return [self.encoded.references[i] for i in key]
+
+    def tokens(self, key: np.ndarray) -> int:
+        """Real tokens of the batch, input and target, padding not counted."""
+        return int(self.encoded.lengths[key].sum())
+
+    def rows(self, key: np.ndarray) -> np.ndarray:
+        """Row indices of the batch, in its order."""
+        return key
+
+    def _inputs(self, key: np.ndarray) -> list[np.ndarray]:
+        return rows_of(self.encoded.ids, self.encoded.offsets, key)
+
+    def _targets(self, key: np.ndarray) -> list[np.ndarray] | None:
+        if self.encoded.targets is None or self.encoded.target_offsets is None:
+            return None
+        return rows_of(self.encoded.targets, self.encoded.target_offsets, key)

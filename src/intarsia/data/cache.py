@@ -5,9 +5,26 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+
+
+def cached(
+    folder: Path | None, key: str, make: Callable[[], dict[str, np.ndarray]]
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of `key`, from the folder or made now and kept there, and what is to be said of the cache."""
+    if folder is None:
+        return make(), []
+    file = folder / f"{key}.safetensors"
+    arrays, note = load_arrays(file, key)
+    notes = [note] if note else []
+    if arrays is None:
+        arrays = make()
+        if note := save_arrays(file, key, arrays):
+            notes.append(note)
+    return arrays, notes
 
 
 def load_arrays(file: Path, key: str) -> tuple[dict[str, np.ndarray] | None, str | None]:

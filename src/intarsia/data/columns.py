@@ -21,6 +21,7 @@ PAIRS = (
 TEXTS = ("text", "sentence", "question", "tokens", "words", "review", "tweet", "message", "comment", "content", "query")
 LABELS = ("label", "labels", "target", "targets", "class", "category", "ner_tags", "tags", "sentiment", "polarity")
 LABELS += ("rating", "score", "stars", "intent", "emotion", "spam", "is_duplicate", "gold_label")
+TARGETS = ("target", "targets", "reference", "references", "ref", "refs", "summary", "output", "answer", "label")
 
 # id, ID, id1, sentence_id, pairID, #1 ID, idx, and index columns without a name
 ID = re.compile(r"(?:^|[_\W])(?:id|idx|index|guid|uid|uuid)\d*$|^(?:column \d+|unnamed\b.*)$", re.IGNORECASE)
@@ -51,16 +52,22 @@ def choose_text_columns(
     return chosen
 
 
-def choose_label_column(table: Table, given: str | None, texts: tuple[str, ...], notes: list[str]) -> str:
-    """The label column. DataError lists the columns when the given one is missing or the guess is not obvious."""
+def choose_label_column(
+    table: Table, given: str | None, texts: tuple[str, ...], notes: list[str], kind: str | None = None
+) -> str:
+    """The label column; for generation that of the texts to generate. DataError lists the columns when it is not there,
+
+    or not obvious.
+    """
     if given is not None:
         require_column(table, given, "--label-column")
         return given
     free = {name.lower(): name for name in table.columns if name not in texts and not is_id(name)}
-    named = [free[name] for name in LABELS if name in free]
+    generated = kind == "generation"
+    named = [free[name] for name in (TARGETS if generated else LABELS) if name in free]
     if "label" in free or len(named) == 1:
         chosen = free.get("label") or named[0]
-    elif not named and len(free) == 1 and _could_be_labels(table, only := next(iter(free.values()))):
+    elif not named and len(free) == 1 and (_could_be_labels(table, only := next(iter(free.values()))) or generated):
         chosen = only
     else:
         raise DataError(f"{table.source}: {_which(table, 'label')}; say which with --label-column c")

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.data.cache import load_arrays, save_arrays
+from intarsia.data.cache import cached
+from intarsia.data.filling import CHUNK, fill, flatten
 from intarsia.data.spec import Rows
+from intarsia.data.template import Template
 from intarsia.errors import ConfigError, DataError
 
-CHUNK = 4096  # rows tokenised at once: enough for every thread, and few enough to bound memory
 IGNORED = -100  # torch's cross_entropy skips this label
 
 
@@ -49,36 +50,42 @@ class Encoded:
         return np.diff(self.offsets)
 
 
-def encode(rows: Rows, tokenizer: Any, max_length: int, kind: str, cache: Path | None = None) -> Encoded:
+def encode(
+    rows: Rows,
+    tokenizer: Any,
+    max_length: int,
+    kind: str,
+    cache: Path | None = None,
+    *,
+    template: Template | None = None,
+) -> Encoded:
     """Tokenise `rows` with the special tokens of `tokenizer`, a PreTrainedTokenizerFast, which is left as it was.
 
     Rows of more than max_length tokens are cut as transformers' `truncation=True` does: the longer of a pair first.
-    cache: a folder; the arrays are found there again as long as texts, tokenizer, max_length and kind are the same.
+    template: the rows' texts are its fields; a slot j of the prompt becomes the id -1 - j (intarsia.data.filling).
+    cache: a folder; the arrays are found there again as long as all that they were made from is the same.
     """
     words = kind == "token-classification"
-    pair = not words and len(rows) > 0 and len(rows.texts[0]) == 2
-    special = tokenizer.backend_tokenizer.num_special_tokens_to_add(pair)
-    if max_length < (least := special + 1 + pair):
-        raise ConfigError(
-            f"max_length must be at least {least} ({special} special tokens and the text), got {max_length}"
-        )
-    serialised = _serialise(tokenizer, words)
-    typed = "token_type_ids" in tokenizer.model_input_names
-    key = _key(serialised, tokenizer.truncation_side, typed, max_length, kind, rows.texts)
-    file = cache / f"{key}.safetensors" if cache else None
-    arrays, note = load_arrays(file, key) if file else (None, None)
-    notes = [note] if note else []
-    if arrays is None:
-        arrays = _tokenise(rows.texts, serialised, tokenizer.truncation_side, max_length, words)
-        if not typed or not arrays["type_ids"].any():
-            del arrays["type_ids"]
-        if file and (note := save_arrays(file, key, arrays)):
-            notes.append(note)
+    if template is None:
+        _check_room(rows, tokenizer, max_length, words)
+    serialised = serialise(tokenizer, words)
+    typed = template is None and "token_type_ids" in tokenizer.model_input_names
+    settings: list[Any] = [tokenizer.truncation_side, typed, max_length, kind]
+    if template is not None:
+        settings += [repr(template.parts), tokenizer.mask_token]
+    key = cache_key(settings, serialised, rows.texts)
+
+    def make() -> dict[str, np.ndarray]:
+        if template is not None:
+            return fill(rows.texts, template, tokenizer, serialised, max_length)
+        made = _tokenise(rows.texts, serialised, tokenizer.truncation_side, max_length, words)
+        if not typed or not made["type_ids"].any():
+            del made["type_ids"]
+        return made
+
+    arrays, notes = cached(cache, key, make)
     offsets, starts = arrays["offsets"], arrays.get("words")
-    if empty := np.flatnonzero(np.diff(offsets) == 0).tolist():
-        raise DataError(
-            f"row {empty[0] + 1}: the tokenizer makes no token of {rows.texts[empty[0]]!r}; {len(empty)} such rows"
-        )
+    refuse_empty(rows, offsets)
     return Encoded(
         kind=kind,
         ids=arrays["ids"],
@@ -92,7 +99,24 @@ def encode(rows: Rows, tokenizer: Any, max_length: int, kind: str, cache: Path |
     )
 
 
-def _serialise(tokenizer: Any, words: bool) -> str:
+def _check_room(rows: Rows, tokenizer: Any, max_length: int, words: bool) -> None:
+    pair = not words and len(rows) > 0 and len(rows.texts[0]) == 2
+    special = tokenizer.backend_tokenizer.num_special_tokens_to_add(pair)
+    if max_length < (least := special + 1 + pair):
+        raise ConfigError(
+            f"max_length must be at least {least} ({special} special tokens and the text), got {max_length}"
+        )
+
+
+def refuse_empty(rows: Rows, offsets: np.ndarray) -> None:
+    """DataError for a row without a token."""
+    if empty := np.flatnonzero(np.diff(offsets) == 0).tolist():
+        raise DataError(
+            f"row {empty[0] + 1}: the tokenizer makes no token of {rows.texts[empty[0]]!r}; {len(empty)} such rows"
+        )
+
+
+def serialise(tokenizer: Any, words: bool = False) -> str:
     """The tokenizer as JSON, less the state that transformers leaves in it: the last call's truncation and padding."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     state["truncation"] = state["padding"] = None
@@ -111,8 +135,9 @@ def _prefix_words(step: dict[str, Any] | None) -> None:
         _prefix_words(inner)
 
 
-def _key(serialised: str, side: str, typed: bool, max_length: int, kind: str, texts: list[tuple[str, ...]]) -> str:
-    digest = hashlib.sha256(json.dumps(["intarsia tokens 1", side, typed, max_length, kind]).encode())
+def cache_key(settings: list[Any], serialised: str, texts: Any) -> str:
+    """sha256 over everything that the tokens are made from."""
+    digest = hashlib.sha256(json.dumps(["intarsia tokens 1", *settings]).encode())
     digest.update(serialised.encode())
     digest.update(json.dumps(texts).encode())
     return digest.hexdigest()
@@ -127,7 +152,7 @@ def _tokenise(
     fresh = Tokenizer.from_str(serialised)
     # Cutting is done here: tokenizers' own keeps every overflowing part, for a pair every combination of them.
     encode_batch = fresh.encode_batch if words else fresh.encode_batch_fast  # the fast one does not know words
-    ids, types, starts, lengths, truncated = [], [], [], [], 0
+    ids, types, starts, truncated = [], [], [], 0
     for at in range(0, len(texts), CHUNK):
         chunk = texts[at : at + CHUNK]
         inputs = [row[0] for row in chunk] if len(chunk[0]) == 1 and not words else chunk
@@ -143,18 +168,8 @@ def _tokenise(
                 starts.append(np.array(of if kept is None else [of[i] for i in kept], np.int32))
             ids.append(np.array(row, np.int32))
             types.append(np.array(row_types, np.int32))
-            lengths.append(len(row))
-    arrays = {
-        "ids": _join(ids),
-        "type_ids": _join(types),
-        "offsets": np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64),
-        "truncated": np.array([truncated]),
-    }
-    return arrays | ({"words": _join(starts)} if words else {})
-
-
-def _join(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    arrays = flatten(ids) | {"type_ids": flatten(types)["ids"], "truncated": np.array([truncated])}
+    return arrays | ({"words": flatten(starts)["ids"]} if words else {})
 
 
 def _kept(sequences: list[int | None], max_length: int, side: str) -> list[int]:

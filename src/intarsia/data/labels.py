@@ -41,7 +41,7 @@ def guess_kind(table: Table, texts: Sequence[Any], label: str, notes: list[str])
         if label not in table.class_names and len(found) > max(20, len(table) // 2):
             raise DataError(
                 f"{table.source}: column {label!r} holds {len(found):,} different values in {len(table):,} rows, "
-                "hardly classes; name another --label-column, or set kind to regression or classification"
+                "hardly classes; name another --label-column, or set kind to generation, regression or classification"
             )
         kind, why = "classification", f"{len(found)} different labels"
     notes.append(f"kind guessed: {kind} ({why})")
@@ -88,7 +88,7 @@ def label_names(labels: Iterable[str]) -> tuple[str, ...]:
 
 def to_numbers(table: Table, labels: list[Any], names: tuple[str, ...], kind: str) -> list[Any]:
     """What `read_labels` gave, as `Rows.labels`. A label outside `names` is a DataError with its row."""
-    if kind == "regression":
+    if kind in ("regression", "generation"):
         return labels
     index = {name: i for i, name in enumerate(names)}
     for row, label in enumerate(labels):

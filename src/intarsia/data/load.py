@@ -14,7 +14,8 @@ from intarsia.data.hub import load_hub
 from intarsia.data.labels import LISTED, guess_kind, is_missing, label_names, read_labels, to_numbers
 from intarsia.data.spec import SPLITS, DataSpec, Rows, Splits
 from intarsia.data.split import set_aside
-from intarsia.data.texts import read_texts
+from intarsia.data.targets import as_words, per_input, per_reference, word_of
+from intarsia.data.texts import read_targets, read_texts
 from intarsia.errors import ConfigError, DataError, nearest
 
 
@@ -24,25 +25,27 @@ def load_data(spec: DataSpec) -> Splits:
     tables, given, label_column = _tables(spec, notes)
     base = next(iter(tables.values()))
     text_columns = choose_text_columns(base, given, label_column, notes)
-    label_column = choose_label_column(base, label_column, text_columns, notes)
+    label_column = choose_label_column(
+        base, label_column, text_columns, notes, None if spec.text_to_text else spec.kind
+    )
     if label_column in text_columns:
         raise DataError(
             f"column {label_column!r} is both text and label; say which columns with --text-columns, --label-column"
         )
     kind = spec.kind or guess_kind(base, base.columns[text_columns[0]], label_column, notes)
 
+    # The labels of a text-to-text task are read, checked and stratified as classes; words come last.
+    read_as = "classification" if spec.text_to_text else kind
     texts = {split: read_texts(table, text_columns, kind) for split, table in tables.items()}
-    found = {split: _labels(tables, split, label_column, kind, texts[split], notes) for split in tables}
-    names = _names(spec, tables, found, label_column, kind)
+    found = {split: _labels(tables, split, label_column, read_as, texts[split], notes) for split in tables}
+    names = _names(spec, tables, found, label_column, read_as)
+    if spec.text_to_text:
+        names, found = _words(spec, names, found)
     rows = {
-        split: Rows(texts[split], None if labels is None else to_numbers(tables[split], labels, names, kind))
+        split: Rows(texts[split], None if labels is None else to_numbers(tables[split], labels, names, read_as))
         for split, labels in found.items()
     }
-    if "train" in rows and "validation" not in rows:
-        total = len(rows["train"])
-        rows["train"], rows["validation"] = set_aside(rows["train"], kind, spec.validation_fraction, spec.split_seed)
-        how = f"{'stratified by label' if kind == 'classification' else 'drawn at random'}, seed {spec.split_seed}"
-        notes.append(f"no validation split: {len(rows['validation']):,} of {total:,} training rows set aside, {how}")
+    _arrange(rows, spec, read_as, names, notes)
     splits = Splits(
         kind=kind,
         labels=names,
@@ -53,7 +56,7 @@ def load_data(spec: DataSpec) -> Splits:
         label_column=label_column,
         notes=notes,
     )
-    splits.fingerprint = _fingerprint(splits)
+    splits.fingerprint = _fingerprint(splits, spec.template)
     return splits
 
 
@@ -74,7 +77,7 @@ def load_rows_for_prediction(
         if path is None:
             given = ", ".join(name for name in SPLITS if getattr(source, name) is not None)
             raise DataError(f"no {split!r} file is given; there is {given}{nearest(split, SPLITS)}")
-        table, given, label = read_table(path), source.text_columns, source.label_column
+        table, given, label = read_table(path), source.columns, source.label_column
     else:
         tables, given, label = _tables(source, [])
         if split not in tables:
@@ -89,15 +92,15 @@ def _tables(spec: DataSpec, notes: list[str]) -> tuple[dict[str, Table], tuple[s
     if spec.data is None:
         paths = {split: getattr(spec, split) for split in SPLITS}
         tables = {split: read_table(path) for split, path in paths.items() if path is not None}
-        return tables, spec.text_columns, spec.label_column
+        return tables, spec.columns, spec.label_column
     source, _, name = spec.data.partition(":")
     if source == "embedded":
         ratings = spec.kind == "regression" or spec.label_column == "rating"
         tables, label, said = load_embedded(name, ratings=ratings)
         notes += said
-        return tables, spec.text_columns or ("text",), spec.label_column or label
+        return tables, spec.columns or ("text",), spec.label_column or label
     if source == "hub":
-        return load_hub(name, notes), spec.text_columns, spec.label_column
+        return load_hub(name, notes), spec.columns, spec.label_column
     hint = "; give a file with --train, --validation or --test" if Path(spec.data).suffix else ""
     raise ConfigError(f"data must be embedded:NAME or hub:NAME, got {spec.data!r}{hint}")
 
@@ -117,6 +120,8 @@ def _labels(
     if column not in table.columns:
         have, near = ", ".join(table.columns), nearest(column, list(table.columns))
         raise DataError(f"{table.source}: no label column {column!r}; its columns are {have}{near}")
+    if kind == "generation":
+        return read_targets(table, column)
     return read_labels(table, column, kind, texts)
 
 
@@ -124,7 +129,7 @@ def _names(
     spec: DataSpec, tables: dict[str, Table], found: dict[str, list[Any] | None], column: str, kind: str
 ) -> tuple[str, ...]:
     """Label names in class order: the task's, the hub's, or the sorted labels of the training rows."""
-    if kind == "regression":
+    if kind in ("regression", "generation"):
         return ()
     if spec.labels is not None:
         return spec.labels
@@ -136,8 +141,42 @@ def _names(
     return tables[split].class_names.get(column) or label_names(seen)
 
 
-def _fingerprint(splits: Splits) -> str:
-    digest = hashlib.sha256(json.dumps([splits.kind, splits.labels]).encode())
+def _words(
+    spec: DataSpec, names: tuple[str, ...], found: dict[str, list[Any] | None]
+) -> tuple[tuple[str, ...], dict[str, list[Any] | None]]:
+    """Label names and labels as the words that are generated for them. `spec.labels` are words already."""
+    chosen = spec.label_words or {}
+    words = spec.labels or as_words(names, chosen)
+    return words, {
+        split: None if labels is None else [word_of(label, chosen) for label in labels]
+        for split, labels in found.items()
+    }
+
+
+def _arrange(rows: dict[str, Rows], spec: DataSpec, kind: str, names: tuple[str, ...], notes: list[str]) -> None:
+    """Sets validation rows aside where none are given, and brings the rows of generation into their shape."""
+    if kind == "generation" and "train" in rows:
+        rows["train"] = per_reference(rows["train"])
+    if "train" in rows and "validation" not in rows:
+        _set_aside(rows, spec, kind, notes)
+    for split, part in rows.items():
+        if spec.text_to_text and part.labels is not None:
+            part.labels = [[names[label]] for label in part.labels]
+        elif kind == "generation" and split != "train":
+            rows[split] = per_input(part, split, notes)
+
+
+def _set_aside(rows: dict[str, Rows], spec: DataSpec, kind: str, notes: list[str]) -> None:
+    """Takes the validation rows out of the training rows, and says so."""
+    total = len(rows["train"])
+    rows["train"], rows["validation"] = set_aside(rows["train"], kind, spec.validation_fraction, spec.split_seed)
+    how = f"{'stratified by label' if kind == 'classification' else 'drawn at random'}, seed {spec.split_seed}"
+    notes.append(f"no validation split: {len(rows['validation']):,} of {total:,} training rows set aside, {how}")
+
+
+def _fingerprint(splits: Splits, template: str | None) -> str:
+    described = [splits.kind, splits.labels] if template is None else [splits.kind, splits.labels, template]
+    digest = hashlib.sha256(json.dumps(described).encode())
     for name in SPLITS:
         rows = getattr(splits, name)
         digest.update(json.dumps([name, rows and rows.texts, rows and rows.labels]).encode())

@@ -9,21 +9,35 @@ from typing import Any
 import numpy as np
 
 from intarsia.errors import ConfigError, nearest
+from intarsia.training.textmetrics import GENERATED, LEGAL, TextMetrics, legal_scores
 
-LOWER_IS_BETTER = frozenset({"loss", "mse"})
+LOWER_IS_BETTER = frozenset({"loss", "mse", "illegal"})
 _TAGGED = ("B-", "I-", "E-", "S-", "L-", "U-")
 
 # Predictions and references: one entry per row. classification: a class index; multi-label: (C,) of 0 and 1;
-# regression: a float; token-classification: the class indices of the row's labelled words, in order.
+# regression: a float; token-classification: the class indices of the row's labelled words, in order;
+# generation: the text, and the list of the texts that it is compared with.
 Rows = Sequence[Any]
 
 
-def compute_metrics(kind: str, predictions: Rows, references: Rows, labels: Sequence[str]) -> dict[str, float]:
-    """All metrics of the kind, by name. labels: names, in the order of the class indices."""
+def compute_metrics(
+    kind: str,
+    predictions: Rows,
+    references: Rows,
+    labels: Sequence[str],
+    text: TextMetrics = TextMetrics(),  # noqa: B008 - frozen
+) -> dict[str, float]:
+    """All metrics of the kind, by name. labels: names, in the order of the class indices; for generation the legal
+
+    outputs of a text-to-text task, or none. text: options of the scores of generated text.
+    """
     if len(predictions) != len(references):
         raise ValueError(f"{len(references)} references need as many predictions, got {len(predictions)}")
     with _quiet():
-        scores = _BY_KIND[kind](predictions, references, labels)
+        if kind == "generation":
+            scores = legal_scores(predictions, references, labels) if labels else text.scores(predictions, references)
+        else:
+            scores = _BY_KIND[kind](predictions, references, labels)
     return {name: float(value) for name, value in scores.items()}
 
 
@@ -31,6 +45,8 @@ def metric_names(kind: str, labels: Sequence[str]) -> tuple[str, ...]:
     """What can be named as the best metric; the first is the default."""
     if kind == "token-classification" and not _has_entities(labels):
         return ("accuracy", "loss")
+    if kind == "generation":  # scores need generated text, which costs far more than the loss
+        return ("loss", *(LEGAL if labels else GENERATED))
     return {
         "classification": ("accuracy", "f1", "matthews", "loss"),
         "multi-label": ("micro_f1", "macro_f1", "loss"),
@@ -40,7 +56,10 @@ def metric_names(kind: str, labels: Sequence[str]) -> tuple[str, ...]:
 
 
 def default_metric(kind: str, labels: Sequence[str]) -> str:
-    """accuracy, micro_f1, pearson; for token classification f1 over entities, or accuracy where tags mark none."""
+    """accuracy, micro_f1, pearson; for token classification f1 over entities, or accuracy where tags mark none; for
+
+    generation the loss.
+    """
     return metric_names(kind, labels)[0]
 
 
