@@ -1,0 +1,293 @@
+"""Prefixes and prompts on MRPC, SST-2 and TREC over a small encoder, and as text-to-text tasks over a small language model.
+
+    python -m studies.prompts_classification run --part encoder --data DIR --workers 16 --runs encoder.jsonl
+    python -m studies.prompts_classification run --part text --data DIR --workers 4 --runs text.jsonl
+    python -m studies.prompts_classification report --runs encoder.jsonl text.jsonl
+
+`run` may be stopped and called again with the same --runs: what is there is not done again. encoder: every learning rate is tried
+with one seed, a variant's best on the validation split with a second one, and the best variant of a family runs with further
+seeds. text: every learning rate with one seed, the best with further seeds. The weights of the best validation epoch are scored
+on the test split.
+"""
+
+import argparse
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from intarsia.data import DataSpec
+from intarsia.errors import TrainingError
+from intarsia.methods import Method, PrefixTuning, PromptTuning, PTuning, PTuningV2
+from studies.pool import Job, Run, add_arguments, ranked, run_jobs
+
+FILES = {
+    "mrpc": {"train": "mrpc/train.tsv", "validation": "mrpc/dev.tsv", "test": "mrpc/test.tsv"},
+    "sst2": {"train": "sst2/train_sentences.tsv", "validation": "sst2/dev.tsv", "test": "sst2/test.tsv"},
+    "trec": {"train": "trec/train.tsv", "test": "trec/test.tsv"},
+}
+TEXT = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",), "trec": ("question",)}
+EPOCHS = {"mrpc": 10, "sst2": 4, "trec": 8}
+"""Those of the figures of peft and of results/adapters_classification.md."""
+TEXT_EPOCHS = {"sst2": 2, "trec": 2}
+BATCH, LONGEST = 32, 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """A method with a recipe, and the learning rates to choose from."""
+
+    family: str
+    method: Method
+    rates: tuple[float, ...]
+    pooling: str = "mean"
+    quiet: bool = False
+    """No dropout inside the frozen trunk."""
+    data: tuple[str, ...] = tuple(FILES)
+
+
+WORDS = "decide to which class this text belongs by looking at what it means and how it is said in every word"
+FLAT, MLP = (1e-2, 3e-2, 1e-1), (1e-3, 3e-3)
+PROMPT, ENCODED = (2e-2, 5e-2, 2e-1), (2e-3, 5e-3, 1e-2)
+ENCODER: dict[str, Variant] = {
+    "prefix 20": Variant(family="prefix", method=PrefixTuning(length=20, mid=None), rates=FLAT),
+    "prefix 20, quiet trunk": Variant(family="prefix", method=PrefixTuning(length=20, mid=None), rates=FLAT, quiet=True),
+    "prefix 20, reparameterised, quiet trunk": Variant(family="prefix", method=PrefixTuning(length=20), rates=MLP, quiet=True),
+    "ptuning-v2 20": Variant(family="P-tuning v2", method=PTuningV2(), rates=FLAT),
+    "prompt 20, quiet trunk": Variant(family="prompt", method=PromptTuning(), rates=PROMPT, quiet=True),
+    "ptuning 20, mlp, quiet trunk": Variant(family="P-tuning", method=PTuning(), rates=ENCODED, quiet=True),
+    "prompt 20, pooler, quiet trunk": Variant(
+        family="prompt", method=PromptTuning(), rates=PROMPT, pooling="pooler", quiet=True, data=("mrpc",)
+    ),
+    "ptuning 20, mlp, pooler, quiet trunk": Variant(
+        family="P-tuning", method=PTuning(), rates=ENCODED, pooling="pooler", quiet=True, data=("mrpc",)
+    ),
+    "prompt 20": Variant(family="prompt", method=PromptTuning(), rates=(5e-2,)),
+    "ptuning 20, lstm, quiet trunk": Variant(family="P-tuning", method=PTuning(encoder="lstm"), rates=(5e-3,), quiet=True),
+    "prompt 20, text, quiet trunk": Variant(
+        family="prompt", method=PromptTuning(init="text", init_text=WORDS), rates=(5e-2,), quiet=True
+    ),
+}  # fmt: skip
+"""Most telling first: that is the order in which they run."""
+TEXT_RATES = (3e-3, 1e-2, 5e-2)
+TASK_WORDS = {"sst2": "Is the sentiment of this movie review positive or negative?",
+              "trec": "What does this question ask for: abbreviation, description, entity, human, location or number?"}  # fmt: skip
+TEXT_VARIANTS: dict[str, tuple[int, str]] = {
+    "prompt 20, vocabulary": (20, "vocabulary"),
+    "prompt 20, labels": (20, "labels"),
+    "prompt 1, vocabulary": (1, "vocabulary"),
+    "prompt 100, vocabulary": (100, "vocabulary"),
+    "prompt 20, uniform": (20, "uniform"),
+    "prompt 20, text": (20, "text"),
+    "prompt 5, vocabulary": (5, "vocabulary"),
+}
+"""Length and initialisation."""
+TEMPLATE = {"sst2": "Review: {sentence}\nSentiment: ", "trec": "Question: {question}\nType: "}
+OUTPUTS = {
+    "sst2": {"0": "negative", "1": "positive"},
+    "trec": {"ABBR": "abbreviation", "DESC": "description", "ENTY": "entity", "HUM": "human", "LOC": "location",
+             "NUM": "number"},
+}  # fmt: skip
+BACKBONES = {"encoder": "embedded:minilm", "text": "embedded:smollm2"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run")
+    add_arguments(run)
+    run.add_argument("--part", choices=list(BACKBONES), required=True)
+    run.add_argument("--backbone", help="default: minilm for encoder, smollm2 for text, both as packages")
+    run.add_argument("--seeds", type=int, default=5, help="of the chosen learning rates")
+    run.add_argument("--epochs", type=float, default=1.0, help="share of the full number of epochs, to try the script")
+    run.add_argument("--rows", type=int, help="training rows at most, to try the script")
+    run.set_defaults(call=start)
+    report = commands.add_parser("report")
+    report.add_argument("--runs", type=Path, nargs="+", required=True)
+    report.set_defaults(call=write_report)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+def start(arguments: argparse.Namespace) -> None:
+    arguments.backbone = arguments.backbone or BACKBONES[arguments.part]
+    if arguments.part == "encoder":
+        run_jobs(arguments, lambda done: encoder_jobs(done, arguments.seeds), begin_encoder)
+    else:
+        run_jobs(arguments, lambda done: text_jobs(done, arguments.seeds), begin_text)
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    from studies.prompts_classification_report import report
+
+    report(arguments.runs)
+
+
+# -- which jobs ----------------------------------------------------------------------------------------------------------
+
+
+def encoder_jobs(done: list[Run], seeds: int) -> list[Job]:
+    """("encoder", data, variant, learning rate, seed): seed 0 of all rates, seed 1 of a variant's best, all of a family's."""
+    jobs: list[tuple[int, Job]] = []
+    for name, variant in ENCODER.items():
+        for data in variant.data:
+            what = ("encoder", data, name)
+            jobs += [(0, (*what, rate, 0)) for rate in variant.rates]
+            jobs += [(1, (*what, rate, 1)) for rate in ranked(done, what, variant.rates, (0,))[:1]]
+    for family in dict.fromkeys(variant.family for variant in ENCODER.values()):
+        for data in FILES:
+            if (best := family_best(done, data, family)) is not None:
+                jobs += [(seed, ("encoder", data, *best, seed)) for seed in range(2, seeds)]
+    # A learning rate that is still open counts before the further seeds of another; the order is else kept.
+    return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
+
+
+def chosen(done: list[Run], data: str, name: str) -> float | None:
+    """The learning rate of a variant on MiniLM; None while the grid is unfinished."""
+    return next(iter(ranked(done, ("encoder", data, name), ENCODER[name].rates, (0,))), None)
+
+
+def family_best(done: list[Run], data: str, family: str) -> tuple[str, float] | None:
+    """The family's variant and learning rate with the best validation score over two seeds; None while one is unfinished."""
+    found: dict[tuple[str, float], float] = {}
+    scores = {tuple(run["job"]): run["validation"] for run in done}
+    for name, variant in ENCODER.items():
+        if variant.family == family and data in variant.data:
+            rate = chosen(done, data, name)
+            pair = [scores.get(("encoder", data, name, rate, seed)) for seed in (0, 1)]
+            if None in pair:
+                return None
+            found[name, rate] = sum(pair)  # type: ignore[index, arg-type]
+    return max(found, key=lambda key: found[key])
+
+
+def text_jobs(done: list[Run], seeds: int) -> list[Job]:
+    """("text", data, variant, learning rate, seed): seed 0 of all rates, further seeds of the best."""
+    jobs: list[tuple[int, Job]] = []
+    for name in TEXT_VARIANTS:
+        for data in TEXT_EPOCHS:
+            what = ("text", data, name)
+            jobs += [(0, (*what, rate, 0)) for rate in TEXT_RATES]
+            if (rate := text_chosen(done, data, name)) is not None:
+                jobs += [(seed, (*what, rate, seed)) for seed in range(1, seeds)]
+    return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
+
+
+def text_chosen(done: list[Run], data: str, name: str) -> float | None:
+    """The learning rate of a variant on SmolLM2; None while the grid is unfinished."""
+    return next(iter(ranked(done, ("text", data, name), TEXT_RATES, (0,))), None)
+
+
+# -- a small encoder -----------------------------------------------------------------------------------------------------
+
+
+def spec(name: str, folder: Path, **more: Any) -> DataSpec:
+    """Where a data set lies."""
+    files = {split: folder / where for split, where in FILES[name].items()}
+    return DataSpec(**files, label_column="label", **more)
+
+
+def begin_encoder(arguments: argparse.Namespace) -> Any:
+    """Backbone and tokenised data of one worker."""
+    from intarsia.backbone import Backbone
+    from intarsia.data import encode, load_data
+
+    backbone = Backbone.load(arguments.backbone, dtype="float32", device=arguments.device)
+    data = {}
+    for name in FILES:
+        splits = load_data(spec(name, arguments.data, text_columns=TEXT[name]))
+        kept = shortened(splits, arguments.rows)
+        encoded = {split: encode(rows, backbone.tokenizer, LONGEST, splits.kind) for split, rows in kept.items()}
+        data[name] = (splits, encoded)
+    return lambda job: encoder_run(job, backbone, *data[job[1]], arguments.epochs)
+
+
+def shortened(splits: Any, rows: int | None) -> dict[str, Any]:
+    """Rows by split; at most `rows` of each."""
+    found = {name: splits.split(name) for name in ("train", "validation", "test")}
+    return {name: part.take(range(min(rows, len(part)))) if rows else part for name, part in found.items()}
+
+
+def encoder_run(job: Job, backbone: Any, splits: Any, encoded: dict[str, Any], share: float) -> Run:
+    """Trains and scores one job."""
+    from intarsia.bank import TaskBank
+    from intarsia.data import EncodedSource
+    from intarsia.heads import Head
+    from intarsia.task import Task
+    from intarsia.training import TrainSettings, evaluate, fit
+
+    _, data, name, rate, seed = job
+    variant, pad = ENCODER[name], backbone.tokenizer.pad_token_id
+    train = EncodedSource(encoded["train"], BATCH, pad_id=pad, seed=seed)
+    validation, test = (EncodedSource(encoded[split], 256, pad_id=pad) for split in ("validation", "test"))
+    head = Head(kind=splits.kind, labels=splits.labels, pooling=variant.pooling)  # type: ignore[arg-type]
+    task = Task.new("study", backbone, variant.method, head, seed=seed)
+    trained = task.trained_parameters()
+    bank = TaskBank(backbone, [task])
+    settings = TrainSettings(
+        epochs=max(1, round(EPOCHS[data] * share)),
+        learning_rate=rate,
+        batch_size=BATCH,
+        seed=seed,
+        metric="accuracy",
+        checkpoint_every=10**6,
+        backbone_dropout=not variant.quiet,
+    )
+    begun = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            result = fit(bank, task, train, validation, settings, Path(out) / "run")
+        scores = {"validation": result.best, "test": (found := evaluate(bank, task, test).metrics)["accuracy"]}
+        scores["test_f1"] = found["f1"]
+    except TrainingError:
+        scores = {"validation": 0.0, "diverged": True}
+    finally:
+        bank.detach()
+    return {
+        **scores,
+        "trained": trained,
+        "stored": task.fold().trained_parameters(),
+        "of": backbone.parameter_count(),
+        "minutes": (time.perf_counter() - begun) / 60,
+    }
+
+
+# -- a small language model ----------------------------------------------------------------------------------------------
+
+
+def begin_text(arguments: argparse.Namespace) -> Any:
+    """Backbone and tokenised data of one worker."""
+    from intarsia.backbone import Backbone
+    from intarsia.data import load_data
+
+    backbone = Backbone.load(arguments.backbone, dtype="bfloat16", device=arguments.device)
+    data = {}
+    for name in TEXT_EPOCHS:
+        asked = {"kind": "generation", "text_to_text": True, "template": TEMPLATE[name]}
+        splits = load_data(spec(name, arguments.data, label_words=OUTPUTS[name], **asked))
+        data[name] = (splits, encoded_pairs(backbone, shortened(splits, arguments.rows), TEMPLATE[name]))
+    return lambda job: text_run(job, backbone, *data[job[1]], arguments.epochs)
+
+
+def encoded_pairs(backbone: Any, rows: dict[str, Any], template: str) -> dict[str, Any]:
+    """The splits' inputs and outputs as tokens."""
+    from intarsia.data import encode_generation
+    from intarsia.data.template import Template
+
+    return {
+        split: encode_generation(
+            part, backbone.tokenizer, max_length=LONGEST, target_length=8, template=Template.parse(template),
+            encoder_decoder=False,
+        )
+        for split, part in rows.items()
+    }  # fmt: skip
+
+
+def text_run(job: Job, backbone: Any, splits: Any, encoded: dict[str, Any], share: float) -> Run:
+    """Trains and scores one job."""
+    raise NotImplementedError
+
+
+if __name__ == "__main__":
+    main()
