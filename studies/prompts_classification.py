@@ -44,6 +44,10 @@ class Variant:
     pooling: str = "mean"
     quiet: bool = False
     """No dropout inside the frozen trunk."""
+    slow_head: bool = False
+    """The head's learning rate is at most 5e-3, as is the library's default; else the others' own, as peft's was."""
+    passes: int = 1
+    """How many times the epochs of the other variants."""
     data: tuple[str, ...] = tuple(FILES)
 
 
@@ -67,6 +71,26 @@ ENCODER: dict[str, Variant] = {
     "ptuning 20, lstm, quiet trunk": Variant(family="P-tuning", method=PTuning(encoder="lstm"), rates=(5e-3,), quiet=True),
     "prompt 20, text, quiet trunk": Variant(
         family="prompt", method=PromptTuning(init="text", init_text=WORDS), rates=(5e-2,), quiet=True
+    ),
+    # What follows was added after the runs of what stands above had been seen.
+    "prefix 20, text, quiet trunk, slow head": Variant(
+        family="prefix",
+        method=PrefixTuning(length=20, mid=None, init="text", init_text=WORDS),
+        rates=(1e-2, 3e-2),
+        quiet=True,
+        slow_head=True,
+    ),
+    "prefix 20, std 1, slow head": Variant(
+        family="prefix", method=PrefixTuning(length=20, mid=None, init_std=1.0), rates=(1e-2, 3e-2), slow_head=True
+    ),
+    "prompt 20, embedding output, quiet trunk, slow head": Variant(
+        family="prompt", method=PromptTuning(insert_at="embedding_output"), rates=(2e-2, 1e-1), quiet=True, slow_head=True
+    ),
+    "prompt 20, quiet trunk, slow head, 3 x epochs": Variant(
+        family="prompt", method=PromptTuning(), rates=(1e-2, 5e-2), quiet=True, slow_head=True, passes=3
+    ),
+    "ptuning 20, mlp, quiet trunk, slow head, 3 x epochs": Variant(
+        family="P-tuning", method=PTuning(), rates=(2e-3, 6e-3), quiet=True, slow_head=True, passes=3
     ),
 }  # fmt: skip
 """Most telling first: that is the order in which they run."""
@@ -226,8 +250,9 @@ def encoder_run(job: Job, backbone: Any, splits: Any, encoded: dict[str, Any], s
     trained = task.trained_parameters()
     bank = TaskBank(backbone, [task])
     settings = TrainSettings(
-        epochs=max(1, round(EPOCHS[data] * share)),
+        epochs=max(1, round(EPOCHS[data] * variant.passes * share)),
         learning_rate=rate,
+        head_learning_rate=None if variant.slow_head else rate,
         batch_size=BATCH,
         seed=seed,
         metric="accuracy",

@@ -173,12 +173,23 @@ class AttentionSeam:
             return
         register()
         self.before = self.model.config._attn_implementation
-        self.model.set_attn_implementation(OVER["eager" if self.before == "eager" else "sdpa"])
+        self._switch(OVER["eager" if self.before == "eager" else "sdpa"])
 
     def leave(self) -> None:
         self.users -= 1
         if self.users == 0:
-            self.model.set_attn_implementation(self.before)
+            self._switch(self.before)
+
+    def _switch(self, name: str) -> None:
+        from transformers import PreTrainedModel
+
+        self.model.set_attn_implementation(name)
+        if self.model.config._attn_implementation != name:
+            return  # transformers refused: this model does not call the interface
+        # Before 5.18 or so, stacks with a copy of the config (T5's) were left out.
+        for module in self.model.modules():
+            if isinstance(module, PreTrainedModel) and module.config._attn_implementation != name:
+                module.config._attn_implementation = name
 
     def _table(self, site: Site) -> nn.Module | None:
         """The attention of the site's stack that holds T5's relative bias: the first layer's; the others get its result."""

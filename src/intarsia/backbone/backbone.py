@@ -25,8 +25,6 @@ from intarsia.sites import Role, Site
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-_AFTER_PADDING = ("roberta", "xlm-roberta", "camembert")
-"""Their positions start after the padding index."""
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
 
@@ -127,8 +125,7 @@ class Backbone:
         limit = (
             getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None) or 512
         )
-        if self.config.model_type in _AFTER_PADDING:
-            limit -= self.config.pad_token_id + 1  # their positions start after the padding index
+        limit -= self.first_position
         known = getattr(self._tokenizer, "model_max_length", None)
         return min(int(limit), int(known)) if known else int(limit)
 
@@ -146,8 +143,11 @@ class Backbone:
 
     @property
     def first_position(self) -> int:
-        """The position of a text's first token."""
-        return self.config.pad_token_id + 1 if self.config.model_type in _AFTER_PADDING else 0
+        """The position of a text's first token: after the padding index in RoBERTa and its kin (MPNet, CamemBERT, ...), whose
+        table of positions has one."""
+        tables = (module for path, module in self.base.named_modules() if path.endswith("position_embeddings"))
+        padding = next((getattr(table, "padding_idx", None) for table in tables), None)
+        return 0 if padding is None else padding + 1
 
     @property
     def shifts_positions(self) -> bool:
@@ -191,6 +191,8 @@ class Backbone:
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
         start = torch.full_like(ids[:, :1], self.config.decoder_start_token_id)
+        # A template's prompt slots (negative ids) are the encoder's; the decoder reads padding there.
+        ids = ids.masked_fill(ids < 0, self.config.pad_token_id)
         return self.base.get_decoder()(  # type: ignore[operator]
             input_ids=batch.get("decoder_input_ids", torch.cat([start, ids[:, :-1]], dim=1)),
             attention_mask=self.mask(batch),

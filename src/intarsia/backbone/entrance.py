@@ -97,7 +97,9 @@ class Entrance:
         """block: the embedding block's path, where prompts go behind it; empty: they join the word embeddings."""
         self.base, self.kind, self.block = base, kind, block
         self.first_position = first_position
-        self.reader: nn.Module = base.get_encoder() if kind == "encoder-decoder" else base  # type: ignore[operator, assignment]
+        # OPT's language model goes past its base model, straight to the decoder within; other decoders are their own.
+        inner = {"encoder-decoder": "get_encoder", "decoder": "get_decoder"}.get(kind)
+        self.reader: nn.Module = base if inner is None else getattr(base, inner)()
         self.takes = frozenset(inspect.signature(self.reader.forward).parameters)
         self.layout: Layout | None = None
         self.pending: tuple[Layout | None, Prompts] | None = None
