@@ -51,8 +51,6 @@ class Task(nn.Module):
                 f"position_offset moves the tokens behind the prefix, and {backbone.config.model_type!r} takes no positions; "
                 "leave position_offset out"
             )
-        self.prompt = next((delta for delta in self.deltas.values() if isinstance(delta, EmbeddingDelta)), None)
-        """Its prompt, if it has one."""
         if self.offset and backbone.kind != "encoder-decoder":
             entrance = next(site for site in backbone.sites if site.role is Role.EMBED)
             self.sites.setdefault(entrance.key, entrance)
@@ -83,6 +81,11 @@ class Task(nn.Module):
             torch.manual_seed(seed)
             return cls(name, backbone, method, head).to(backbone.device)
 
+    @property
+    def prompt(self) -> EmbeddingDelta | None:
+        """Its prompt, if it has one."""
+        return next((delta for delta in self.deltas.values() if isinstance(delta, EmbeddingDelta)), None)
+
     def delta(self, key: str) -> Delta | None:
         """The delta at the site with this key; None where only its positions are moved."""
         name = key.replace(".", ":")
@@ -92,7 +95,6 @@ class Task(nn.Module):
         """Replaces reparameterisations by what they put out, in place; the answers stay. Returns itself."""
         for name, delta in self.deltas.items():
             self.deltas[name] = delta.fold()  # type: ignore[operator]
-        self.prompt = next((delta for delta in self.deltas.values() if isinstance(delta, EmbeddingDelta)), None)
         return self.eval() if not self.training else self
 
     def _reaches(self, site: Site) -> bool:
