@@ -88,6 +88,8 @@ def _work(jobs: Any, results: Any, begin: Begin, arguments: argparse.Namespace) 
 
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
+    # Seen on an H100 with torch 2.11: cuDNN's attention fails now and then while decoding ("mha_graph.execute").
+    torch.backends.cuda.enable_cudnn_sdp(False)
     one = begin(arguments)
     while (job := jobs.get()) is not None:
         try:
@@ -106,7 +108,7 @@ def ranked(done: Sequence[Run], what: Sequence[Any], rates: Sequence[float], see
 
     The validation score of a run is its "validation", larger is better.
     """
-    found = {tuple(run["job"]): run["validation"] for run in done}
+    found = {tuple(run["job"]): run["validation"] for run in done if "validation" in run}
     means = {}
     for rate in rates:
         scores = [found.get((*what, rate, seed)) for seed in seeds]

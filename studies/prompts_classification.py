@@ -13,7 +13,7 @@ on the test split.
 import argparse
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ TEXT = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",), "trec": ("que
 EPOCHS = {"mrpc": 10, "sst2": 4, "trec": 8}
 """Those of the figures of peft and of results/adapters_classification.md."""
 TEXT_EPOCHS = {"sst2": 2, "trec": 2}
-BATCH, LONGEST = 32, 128
+BATCH, LONGEST, LONGEST_OUTPUT = 32, 128, 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +302,7 @@ def encoded_pairs(backbone: Any, rows: dict[str, Any], template: str) -> dict[st
 
     return {
         split: encode_generation(
-            part, backbone.tokenizer, max_length=LONGEST, target_length=8, template=Template.parse(template),
+            part, backbone.tokenizer, max_length=LONGEST, target_length=LONGEST_OUTPUT, template=Template.parse(template),
             encoder_decoder=False,
         )
         for split, part in rows.items()
@@ -311,7 +311,51 @@ def encoded_pairs(backbone: Any, rows: dict[str, Any], template: str) -> dict[st
 
 def text_run(job: Job, backbone: Any, splits: Any, encoded: dict[str, Any], share: float) -> Run:
     """Trains and scores one job."""
-    raise NotImplementedError
+    from intarsia.bank import TaskBank
+    from intarsia.data import GenerationSource
+    from intarsia.heads import Decoding, Head
+    from intarsia.task import Task
+    from intarsia.training import TrainSettings, fit
+
+    _, data, name, rate, seed = job
+    pad = backbone.tokenizer.pad_token_id
+    train = GenerationSource(encoded["train"], BATCH, pad_id=pad, seed=seed)
+    validation, test = (GenerationSource(encoded[split], 256, pad_id=pad) for split in ("validation", "test"))
+    length, init = TEXT_VARIANTS[name]
+    words = TASK_WORDS[data] if init == "text" else None
+    method = PromptTuning(length=length, init=init, init_text=words)  # type: ignore[arg-type]
+    task = Task.new("study", backbone, method, Head(kind="generation", labels=splits.labels), seed=seed)
+    bank = TaskBank(backbone, [task])
+    # The longest output and the token that ends it; by default a task would generate 64 tokens.
+    task.data["generation"] = asdict(Decoding(max_new_tokens=LONGEST_OUTPUT))
+    settings = TrainSettings(
+        epochs=max(1, round(TEXT_EPOCHS[data] * share)),
+        learning_rate=rate,
+        batch_size=BATCH,
+        seed=seed,
+        metric="exact_match",
+        checkpoint_every=10**6,
+    )
+    begun = time.perf_counter()
+    try:
+        with tempfile.TemporaryDirectory() as out:
+            result = fit(bank, task, train, validation, settings, Path(out) / "run")
+        minutes = (time.perf_counter() - begun) / 60
+        scores = {"validation": result.best} | test_scores(bank, task, test)
+    except TrainingError:
+        return {"validation": 0.0, "diverged": True}
+    finally:
+        bank.detach()
+    return {**scores, "trained": task.trained_parameters(), "of": backbone.parameter_count(), "minutes": minutes}
+
+
+def test_scores(bank: Any, task: Any, source: Any) -> Run:
+    """Exact match and the share of outputs that are none of the labels."""
+    from intarsia.training import evaluate
+    from intarsia.training.generating import Writing
+
+    metrics = evaluate(bank, task, source, writing=Writing.of(task, bank.backbone)).metrics
+    return {"test": metrics["exact_match"], "illegal": metrics["illegal"]}
 
 
 if __name__ == "__main__":

@@ -52,8 +52,11 @@ def _from_gguf(file: Path) -> Path:
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     partial = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    # transformers 5.17 takes the wrong token of the GGUF as the tokenizer's end of text.
+    tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(model.config.eos_token_id)
     try:
-        AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
         model.save_pretrained(partial)
         try:
             partial.rename(target)  # atomic: a half-written folder is never seen

@@ -28,15 +28,23 @@ def generate(
     skip = given["input_ids"].shape[1] if backbone.kind == "decoder" else 1
     if prompts is not None and prompts.vectors is not None:
         given, skip = backbone.with_prompts(given, prompts), 0
-    config: Any = backbone.model.generation_config
-    end = config.eos_token_id
-    ends = [] if end is None else [end] if isinstance(end, int) else list(end)
-    pad = config.pad_token_id if config.pad_token_id is not None else (ends[0] if ends else 0)
     model: Any = backbone.model
-    new = model.generate(**given, **settings, pad_token_id=pad)[:, skip:]
+    ends = end_tokens(backbone)
+    pad = model.generation_config.pad_token_id
+    pad = pad if pad is not None else (ends[0] if ends else 0)
+    new = model.generate(**given, **settings, pad_token_id=pad, eos_token_id=ends or None)[:, skip:]
     stops = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
     lengths = torch.where(stops.any(1), stops.int().argmax(1), new.shape[1]).tolist()
     return [row[:length] for row, length in zip(new, lengths, strict=True)]
+
+
+def end_tokens(backbone: Backbone) -> list[int]:
+    """What ends a text: the checkpoint's own end tokens, and the tokenizer's, with which targets end in training. They differ in
+    some checkpoints (SmolLM2), and a task would then never stop."""
+    end: Any = backbone.model.generation_config.eos_token_id
+    ends = [] if end is None else [end] if isinstance(end, int) else list(end)
+    own: Any = None if backbone._tokenizer is None else backbone._tokenizer.eos_token_id
+    return ends if own is None or own in ends else [own, *ends]
 
 
 def word_scores(backbone: Backbone, batch: Mapping[str, Tensor], words: Sequence[int]) -> Tensor:
