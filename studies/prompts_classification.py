@@ -76,21 +76,21 @@ ENCODER: dict[str, Variant] = {
     "prefix 20, text, quiet trunk, slow head": Variant(
         family="prefix",
         method=PrefixTuning(length=20, mid=None, init="text", init_text=WORDS),
-        rates=(1e-2, 3e-2),
+        rates=(2e-2,),
         quiet=True,
         slow_head=True,
     ),
     "prefix 20, std 1, slow head": Variant(
-        family="prefix", method=PrefixTuning(length=20, mid=None, init_std=1.0), rates=(1e-2, 3e-2), slow_head=True
+        family="prefix", method=PrefixTuning(length=20, mid=None, init_std=1.0), rates=(2e-2,), slow_head=True
     ),
     "prompt 20, embedding output, quiet trunk, slow head": Variant(
-        family="prompt", method=PromptTuning(insert_at="embedding_output"), rates=(2e-2, 1e-1), quiet=True, slow_head=True
+        family="prompt", method=PromptTuning(insert_at="embedding_output"), rates=(5e-2,), quiet=True, slow_head=True
     ),
-    "prompt 20, quiet trunk, slow head, 3 x epochs": Variant(
-        family="prompt", method=PromptTuning(), rates=(1e-2, 5e-2), quiet=True, slow_head=True, passes=3
+    "prompt 20, quiet trunk, slow head, 2 x epochs": Variant(
+        family="prompt", method=PromptTuning(), rates=(2e-2,), quiet=True, slow_head=True, passes=2
     ),
-    "ptuning 20, mlp, quiet trunk, slow head, 3 x epochs": Variant(
-        family="P-tuning", method=PTuning(), rates=(2e-3, 6e-3), quiet=True, slow_head=True, passes=3
+    "ptuning 20, mlp, quiet trunk, slow head, 2 x epochs": Variant(
+        family="P-tuning", method=PTuning(), rates=(4e-3,), quiet=True, slow_head=True, passes=2
     ),
 }  # fmt: skip
 """Most telling first: that is the order in which they run."""
