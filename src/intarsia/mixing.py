@@ -54,6 +54,7 @@ def mix_prompts(
         vectors=torch.cat([vector.expand(count, -1, -1) for vector, count in zip(full, counts, strict=True)]),
         lengths=by_row([0 if delta is None else delta.length for delta in prompts]),
         places=by_row([0 if delta is None else PLACES[delta.place] for delta in prompts]),
-        extra=max((d.length for d in prompts if d is not None and d.place != "template"), default=0),
+        # A list: torch.compile knows neither `default` nor generators here, and would break its graph.
+        extra=max([0, *[d.length for d in prompts if d is not None and d.place != "template"]]),
         offset=offset,
     )

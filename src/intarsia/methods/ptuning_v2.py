@@ -28,4 +28,4 @@ class PTuningV2(PrefixTuning):
     @property
     def default_lr(self) -> float:  # type: ignore[override]
         """The middle of the paper's range for a flat prefix."""
-        return 1e-2 if self.mid is None else 2e-3
+        return 1e-2 if self.mid is None else 1e-3
