@@ -16,7 +16,7 @@ from intarsia.backbone.entrance import Entrance, Prompts
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
 from intarsia.backbone.inspection import inspect_family
-from intarsia.backbone.loading import cast, choose_device, choose_dtype, from_pretrained, load_tokenizer
+from intarsia.backbone.loading import cast, choose_device, choose_dtype, from_pretrained, load_tokenizer, quantise
 from intarsia.backbone.locate import locate
 from intarsia.backbone.reading import Pretrained
 from intarsia.errors import BackboneError, ConfigError
@@ -52,7 +52,8 @@ class Backbone:
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", language_model: bool = False) -> Backbone:
         """A backbone by hub name, local folder, or `embedded:minilm` / `embedded:smollm2`.
 
-        dtype: float32, bfloat16, float16, or auto (bfloat16 where the hardware multiplies it fast). device: as torch names
+        dtype: float32, bfloat16, float16, auto (bfloat16 where the hardware multiplies it fast), or int8 (weights of the linear
+        layers, through torchao; their fingerprint stays, so tasks go between int8 and dense backbones). device: as torch names
         them, or auto. Causal and encoder-decoder checkpoints keep their language-model head; encoders come with their masked
         language model's only if `language_model`, as a verbaliser needs it.
         """
@@ -66,6 +67,8 @@ class Backbone:
         print_ = fingerprint(model.base_model)
         cast(model, kind)
         torch.nn.Module.to(model, where)
+        if dtype == "int8":
+            quantise(model)
         if where.type == "cpu" and kind is torch.bfloat16 and model.config._attn_implementation == "sdpa":
             # torch's bf16 sdpa backward on CPU costs eight times the written-out products and softmax at usual lengths.
             model.set_attn_implementation("eager")

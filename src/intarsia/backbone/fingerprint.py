@@ -9,6 +9,11 @@ SAMPLES = 256
 """Values taken of each tensor: a fine-tuned sibling moves nearly all of them, and hashing all of a large model takes minutes."""
 
 
+def dense(tensor: Tensor) -> Tensor:
+    """A parameter as a plain tensor: a quantised one (torchao's are subclasses) is multiplied out."""
+    return tensor.detach() if type(tensor) in (Tensor, nn.Parameter) else tensor.detach().dequantize()
+
+
 def fingerprint(base: nn.Module) -> str:
     """16 hex digits from the names, shapes and sampled values of the backbone without its head and pooler.
 
@@ -19,7 +24,7 @@ def fingerprint(base: nn.Module) -> str:
         if "pooler." in name or name.startswith("lm_head.") or not isinstance(tensor, Tensor):
             continue  # a pooler is there or not, depending on the class that the same checkpoint was loaded with
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().flatten()
+        flat = dense(tensor).flatten()
         step = max(1, flat.numel() // SAMPLES)
         sample = flat[::step][: SAMPLES + 1]
         if sample.is_floating_point():

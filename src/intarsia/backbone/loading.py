@@ -36,11 +36,21 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
+def quantise(model: PreTrainedModel) -> None:
+    """int8 weights, by output channel, in every linear layer; activations stay as they are. GPT-2's Conv1D layers stay too."""
+    try:
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    except ImportError:
+        raise ConfigError("dtype int8 needs the package torchao; run: pip install torchao") from None
+    quantize_(model, Int8WeightOnlyConfig())
+
+
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
+    """What the trunk computes in; with int8 weights, what they are multiplied out to."""
+    if name in ("auto", "int8"):
         return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
     if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}; give auto, {', '.join(DTYPES)}{nearest(name, list(DTYPES))}")
+        raise ConfigError(f"unknown dtype {name!r}; give auto, {', '.join(DTYPES)} or int8{nearest(name, [*DTYPES, 'int8'])}")
     return DTYPES[name]
 
 

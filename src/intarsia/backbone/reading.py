@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from intarsia.backbone.fingerprint import dense
 from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.sites import Role, Site
 
@@ -23,7 +24,7 @@ class Pretrained:
 
     def parameter(self, site: Site) -> Tensor:
         """The present value at a site of Role.WEIGHT."""
-        return self.backbone.parameter(site)
+        return dense(self.backbone.parameter(site))
 
     def heads(self, site: Site) -> tuple[int, int, int]:
         """At a KV site: key-value heads, width of a key, width of a value; measured in a forward pass over four tokens.
