@@ -74,3 +74,59 @@ def test_the_five_lines_train_and_their_task_predicts_in_a_fresh_process(tmp_pat
         f.name for f in out.iterdir()
     }
     assert re.fullmatch(r"[01] \([01]\.\d{3}\)\n", predicted(tmp_path, out))
+
+
+@pytest.fixture
+def gpt2(tmp_path: Path) -> Path:
+    """A tiny GPT-2 with random weights and a byte-level tokenizer, as a checkpoint folder."""
+    import transformers as tf
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
+    )
+    core.train_from_iterator(["name : The Eagle | area : riverside"], trainer)
+    folder = tmp_path / "gpt2"
+    tf.PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<end>", pad_token="<end>").save_pretrained(folder)
+    config = tf.GPT2Config(
+        vocab_size=300, n_embd=32, n_layer=2, n_head=4, n_positions=256, bos_token_id=0, eos_token_id=0
+    )
+    tf.GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
+def test_the_prefix_script_trains_saves_and_writes_in_a_fresh_process(tmp_path, gpt2):
+    rows = [f'"name[The Eagle], area[riverside], familyFriendly[no]","The Eagle no {i}."' for i in range(12)]
+    train = tmp_path / "train.csv"
+    train.write_text("\n".join(["mr,ref", *rows, ""]), encoding="utf-8")
+    out = tmp_path / "task"
+    script = ("prefix_table_to_text.py", "--backbone", gpt2)
+    printed = run(tmp_path, *script, "--train", train, "--out", out, "--epochs", 3, "--rows", 10, "--lr", 0.01)
+
+    assert (
+        "10 rows, the first: ('name : The Eagle | area : riverside | family friendly : no', 'The Eagle no 0.')"
+        in printed
+    )
+    losses = [float(found) for found in re.findall(r"epoch \d: loss ([\d.]+)", printed)]
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
+    assert {file.name for file in out.iterdir()} == {"task.safetensors", "task.json"}
+    # The MLP is not shipped: 2 layers x (keys + values) x 10 positions x 32 numbers of 4 bytes, and the descriptions.
+    assert sum(file.stat().st_size for file in out.iterdir()) < 2 * 2 * 10 * 32 * 4 + 4000
+
+    assert run(tmp_path, *script, "--write", out, "name[The Eagle], area[riverside]").endswith("\n")
+
+
+def test_the_prompt_script_trains_two_tasks_that_answer_in_one_batch(tmp_path):
+    lines = [f"{text} {i}\t{label}" for i in range(12) for text, label in (("a fine film", "good"), ("so dull", "bad"))]
+    train = tmp_path / "train.tsv"
+    train.write_text("\n".join(["sentence\tlabel", *lines, ""]), encoding="utf-8")
+    printed = run(tmp_path, "prompt_classification.py", "--train", train, "--out", tmp_path / "tasks", "--max-steps", 4)
+
+    kept = dict(re.findall(r"(prompt|ptuning): accuracy [01]\.\d{4}, [\d,]+ trained, (\d+) kB kept", printed))
+    assert kept.keys() == {"prompt", "ptuning"}
+    assert all(int(size) < 40 for size in kept.values()), "the encoder of P-tuning is folded away"
+    assert len(re.findall(r"(?:prompt|ptuning): '.*' -> (?:good|bad) \([01]\.\d{3}\)", printed)) == 4
