@@ -4,6 +4,7 @@ import re
 from train_standins import TinySource, new, settings, validation
 
 from intarsia.training import LiveReporter, PlainReporter, SilentReporter, fit, open_reporter
+from intarsia.training.progress import ticking
 
 
 class Terminal(io.StringIO):
@@ -57,3 +58,11 @@ def test_times_and_numbers_are_short():
 
     assert [_short(n) for n in (7.2, 999, 12345, 4.56e6)] == ["7", "999", "12.3k", "4.6M"]
     assert [_clock(s) for s in (0.4, 7, 754, 3723)] == ["0:00", "0:07", "12:34", "1:02:03"]
+
+
+def test_a_tick_moves_a_bar_on_a_terminal_and_is_silent_elsewhere():
+    for stream in (Terminal(), io.StringIO()):
+        with ticking("scoring", 3, stream) as tick:
+            for _ in range(3):
+                tick()
+        assert ("scoring" in stream.getvalue()) == stream.isatty()

@@ -27,7 +27,7 @@ class TinyTask(nn.Module):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
         self.name = "tiny"
-        self.head = SimpleNamespace(kind=kind, labels=labels)
+        self.head = SimpleNamespace(kind=kind, labels=labels, loss="token")
         self.method = TinyMethod()
         self.metrics: dict[str, float] = {}
         self.table = nn.Parameter(torch.randn(1, VOCABULARY, WIDTH, generator=g))
@@ -52,6 +52,9 @@ class TinyTask(nn.Module):
         if self.head.kind == "multi-label":
             return F.binary_cross_entropy_with_logits(logits, labels)
         return F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=-100)
+
+    def fold(self) -> "TinyTask":
+        return self
 
     def tensors(self) -> dict[str, Tensor]:
         return {name: p.detach() for name, p in self.named_parameters()}
@@ -80,6 +83,15 @@ class TinyBank:
     def __call__(self, batch: dict[str, Tensor], tasks: str) -> Tensor:
         assert tasks == self.task.name
         return self.task(batch)
+
+    def loss(self, batch: dict[str, Tensor], labels: Tensor, task: str) -> Tensor:
+        return self.task.loss(self(batch, tasks=task), labels)
+
+    def evict(self, name: str) -> None:
+        assert name == self.task.name
+
+    def add(self, task: TinyTask) -> None:
+        assert task is self.task
 
 
 class TinySource:

@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from intarsia.training.evaluation import Scores, evaluate, predict
+    from intarsia.training.generating import Writing, validation_metric
     from intarsia.training.loggers import LOGGERS, Logger, open_logger
     from intarsia.training.loop import FitResult, fit
     from intarsia.training.metrics import compute_metrics, default_metric, higher_is_better, metric_names
     from intarsia.training.progress import LiveReporter, PlainReporter, Reporter, SilentReporter, open_reporter
     from intarsia.training.settings import TrainSettings
     from intarsia.training.source import BatchSource
+    from intarsia.training.textmetrics import TextMetrics
 
 _HOMES = {
     "evaluation": ("Scores", "evaluate", "predict"),
+    "generating": ("Writing", "validation_metric"),
     "loggers": ("LOGGERS", "Logger", "open_logger"),
     "loop": ("FitResult", "fit"),
     "metrics": ("compute_metrics", "default_metric", "higher_is_better", "metric_names"),
     "progress": ("LiveReporter", "PlainReporter", "Reporter", "SilentReporter", "open_reporter"),
     "settings": ("TrainSettings",),
     "source": ("BatchSource",),
+    "textmetrics": ("TextMetrics",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -36,7 +40,9 @@ __all__ = [
     "Reporter",
     "Scores",
     "SilentReporter",
+    "TextMetrics",
     "TrainSettings",
+    "Writing",
     "compute_metrics",
     "default_metric",
     "evaluate",
@@ -46,6 +52,7 @@ __all__ = [
     "open_logger",
     "open_reporter",
     "predict",
+    "validation_metric",
 ]
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import DataError
+from intarsia.training.generating import Writing, written
 from intarsia.training.metrics import compute_metrics
-from intarsia.training.source import IGNORED, BatchSource, count_labels, to_device
+from intarsia.training.source import IGNORED, BatchSource, to_device, weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,42 +21,98 @@ class Scores:
 
     scores: list[np.ndarray]
     """classification: (C,) probabilities; multi-label: (C,) probabilities; regression: () the value;
-    token-classification: (T, C) probabilities of every position, padding included."""
+    token-classification: (T, C) probabilities of every position, padding included; generation: none."""
     predictions: list[Any]
-    """classification: class index; multi-label: (C,) of 0 and 1; regression: float; token-classification: (T,)."""
+    """classification: class index; multi-label: (C,) of 0 and 1; regression: float; token-classification: (T,);
+    generation: the text, where text was asked for."""
     metrics: dict[str, float] = field(default_factory=dict)
     """With `loss`; empty where the rows have no labels."""
 
 
-def evaluate(bank: Any, task: Any, source: BatchSource, *, tick: Callable[[], None] | None = None) -> Scores:
+def evaluate(
+    bank: Any,
+    task: Any,
+    source: BatchSource,
+    *,
+    tick: Callable[[], None] | None = None,
+    writing: Writing | None = None,
+) -> Scores:
     """Answers and metrics of `task` on all rows of the source's plan. DataError where rows have no labels.
 
-    tick: called after each batch. Dropout is off meanwhile; random numbers are neither used nor changed.
+    tick: called after each batch, also of the second pass that generates. writing: generation only, and needs a
+    GenerationSource: text is generated and scored too; without it there is the loss alone. Dropout is off meanwhile; random
+    numbers are neither used nor changed.
     """
+    if task.head.kind == "generation":
+        return _evaluate_generation(bank, task, source, tick, writing)
     answers, labels, losses = [], [], []
     with evaluating(bank, task):
         for logits, y in _run(bank, task, source, tick):
-            if y is None:
-                raise DataError("evaluation needs labels, and these rows have none; give a file with a label column")
+            y = _labelled(y)
             answers.append(logits)
             labels.append(y)
-            losses.append((task.loss(logits, y).item(), count_labels(y)))
-    if not answers:
-        raise DataError("evaluation needs at least one row, got none")
+            losses.append((task.loss(logits, y).item(), weight(task.head, y)))
     kind = task.head.kind
+    loss = _mean(losses)
     result = _scores(kind, answers)
     predicted, references = _pairs(kind, result.predictions, labels)
-    counted = sum(n for _, n in losses)
-    # A batch without one labelled word has no loss (it is nan), and no weight.
-    loss = sum(loss * n for loss, n in losses if n) / max(1, counted)
     metrics = compute_metrics(kind, predicted, references, task.head.labels) | {"loss": loss}
     return Scores(scores=result.scores, predictions=result.predictions, metrics=metrics)
 
 
-def predict(bank: Any, task: Any, source: BatchSource, *, tick: Callable[[], None] | None = None) -> Scores:
-    """Answers without metrics; labels are not needed, and not looked at."""
+def predict(
+    bank: Any,
+    task: Any,
+    source: BatchSource,
+    *,
+    tick: Callable[[], None] | None = None,
+    writing: Writing | None = None,
+) -> Scores:
+    """Answers without metrics; labels are not needed, and not looked at. writing: as the task says, where it is not given."""
     with evaluating(bank, task):
+        if task.head.kind == "generation":
+            writing = writing or Writing.of(task, bank.backbone)
+            return Scores(
+                scores=[], predictions=[x for _, texts in written(bank, task, source, writing, tick) for x in texts]
+            )
         return _scores(task.head.kind, [logits for logits, _ in _run(bank, task, source, tick)])
+
+
+def _evaluate_generation(
+    bank: Any, task: Any, source: Any, tick: Callable[[], None] | None, writing: Writing | None
+) -> Scores:
+    """The loss over all target tokens (or sentences), then the scores of generated text."""
+    device, losses = bank.backbone.device, []
+    with evaluating(bank, task):
+        for key in source.plan(0):
+            batch, labels = source.load(key)
+            labels = _labelled(labels)
+            loss = bank.loss({name: to_device(x, device) for name, x in batch.items()}, labels, task=task.name)
+            losses.append((loss.item(), weight(task.head, labels)))
+            if tick is not None:
+                tick()
+        mean = {"loss": _mean(losses)}
+        if writing is None:
+            return Scores(scores=[], predictions=[], metrics=mean)
+        texts, references = [], []
+        for key, found in written(bank, task, source, writing, tick):
+            texts += found
+            references += source.references(key)
+    metrics = compute_metrics("generation", texts, references, task.head.labels, writing.metrics)
+    return Scores(scores=[], predictions=texts, metrics=metrics | mean)
+
+
+def _labelled(labels: Tensor | None) -> Tensor:
+    if labels is None:
+        raise DataError("evaluation needs labels, and these rows have none; give a file with a label column")
+    return labels
+
+
+def _mean(losses: list[tuple[float, int]]) -> float:
+    """The mean over all labels. A batch without one labelled word has no loss (it is nan), and no weight."""
+    if not losses:
+        raise DataError("evaluation needs at least one row, got none")
+    return sum(loss * n for loss, n in losses if n) / max(1, sum(n for _, n in losses))
 
 
 @contextmanager

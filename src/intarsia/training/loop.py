@@ -9,8 +9,9 @@ import torch
 
 from intarsia.errors import ConfigError, DataError
 from intarsia.training.checkpoint import FILE, read_checkpoint
+from intarsia.training.generating import validation_metric
+from intarsia.training.keeping import fold, restore
 from intarsia.training.loggers import Logger
-from intarsia.training.metrics import resolve_metric
 from intarsia.training.progress import Reporter, SilentReporter
 from intarsia.training.record import RunRecord, as_json, check_same
 from intarsia.training.run import Run
@@ -59,7 +60,7 @@ def fit(
     run = Run(bank, task, train, validation, settings, steps_per_epoch, record, report, logger, asked)
     if checkpoint is not None:
         check_same(checkpoint.facts["identity"], asked)
-        run.restore(checkpoint)
+        restore(run, checkpoint)
         report.say(f"resumed from the checkpoint of step {run.state.step} of {run.total}")
     else:
         if resume:
@@ -74,7 +75,7 @@ def _resolved(settings: TrainSettings, task: Any, validation: BatchSource | None
         raise ConfigError(f"task {task.name!r} has no head to train; make it with Task.new(..., head=Head(...))")
     metric = None
     if validation is not None:
-        metric = resolve_metric(settings.metric, task.head.kind, task.head.labels)
+        metric = validation_metric(settings.metric, task.head.kind, task.head.labels)
     elif settings.metric is not None or settings.patience is not None:
         name = "metric" if settings.metric is not None else "patience"
         raise ConfigError(f"{name} needs validation rows, and there are none; give --validation, or leave {name} out")
@@ -91,6 +92,7 @@ def _finished(record: RunRecord, bank: Any, task: Any, identity: Mapping[str, An
     then["settings"] = {k: v for k, v in (facts.get("settings") or {}).items() if k != "checkpoint_every"}
     check_same(then, identity)
     saved = type(task).load(record.out, bank.backbone)
+    fold(bank, task)
     task.load_tensors(saved.tensors())
     task.metrics = dict(saved.metrics)
     (record.out / FILE).unlink(missing_ok=True)

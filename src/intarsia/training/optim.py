@@ -13,10 +13,10 @@ Scalars = dict[str, dict[str, int | float]]
 def build_optimizer(task: Any, settings: TrainSettings) -> torch.optim.Optimizer:
     """AdamW, or Adafactor as in prompt tuning (Lester et al. 2021, https://arxiv.org/abs/2104.08691).
 
-    Two groups: with weight decay, and without it (the names in `task.decay_free()`: biases and gains). The learning
-    rate is set by the loop before each step.
+    Groups: the deltas and the head, each with weight decay, and without it (the names in `task.decay_free()`: biases, gains,
+    prompts). The learning rate is set by the loop before each step, times the group's `share`.
     """
-    groups = decay_groups(task, settings.decay())
+    groups = decay_groups(task, settings.decay(), settings.head_share())
     if settings.optimizer == "adafactor":
         # Not torch.optim.Adafactor: it caps the rate at 1/sqrt(step), always scales by the parameter, and waits for
         # the GPU twice per tensor. Row and column statistics are over the last two axes: each task keeps its own.
@@ -28,13 +28,13 @@ def build_optimizer(task: Any, settings: TrainSettings) -> torch.optim.Optimizer
     return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=fused)
 
 
-def decay_groups(task: Any, weight_decay: float) -> list[dict[str, Any]]:
+def decay_groups(task: Any, weight_decay: float, head_share: float = 1.0) -> list[dict[str, Any]]:
     free: set[str] = task.decay_free()
-    named = trained(task)
-    decayed = [p for name, p in named.items() if name not in free]
-    spared = [p for name, p in named.items() if name in free]
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained(task).items():
+        share = head_share if name.startswith("head_module.") else 1.0
+        groups.setdefault((0.0 if name in free else weight_decay, share), []).append(parameter)
+    return [{"params": own, "weight_decay": decay, "share": share} for (decay, share), own in groups.items()]
 
 
 def trained(task: Any) -> dict[str, nn.Parameter]:

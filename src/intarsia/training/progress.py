@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 _PLAIN_SECONDS = 10.0
@@ -151,3 +153,18 @@ def _clock(seconds: float) -> str:
     minutes, s = divmod(round(seconds), 60)
     hours, m = divmod(minutes, 60)
     return f"{hours}:{m:02d}:{s:02d}" if hours else f"{m}:{s:02d}"
+
+
+@contextmanager
+def ticking(what: str, total: int, stream: TextIO | None = None) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal that moves with each call of what it yields; nothing elsewhere. stream: standard error if not given."""
+    target: TextIO = sys.stderr if stream is None else stream
+    if not target.isatty():
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(file=target), transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda: bar.advance(task)

@@ -11,33 +11,25 @@ evaluation and checkpoint. So no checkpoint holds the weights of a step whose lo
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from intarsia.errors import DataError, TrainingError
-from intarsia.training.checkpoint import (
-    FILE,
-    Checkpoint,
-    disk_errors,
-    restore_rng,
-    rng_tensors,
-    snapshot,
-    write_checkpoint,
-)
-from intarsia.training.curve import draw_curve
+from intarsia.training.checkpoint import snapshot
 from intarsia.training.evaluation import evaluate
+from intarsia.training.generating import Writing, wants_texts
 from intarsia.training.interrupt import CtrlC, Stopped
+from intarsia.training.keeping import finish, save
 from intarsia.training.loggers import Logger
 from intarsia.training.metrics import higher_is_better
-from intarsia.training.optim import build_optimizer, load_optimizer_state, optimizer_state, trained
+from intarsia.training.optim import build_optimizer, trained
 from intarsia.training.progress import Reporter
 from intarsia.training.record import RunRecord
 from intarsia.training.schedule import learning_rate
 from intarsia.training.settings import TrainSettings
-from intarsia.training.source import BatchSource, count_labels, to_device
+from intarsia.training.source import BatchSource, to_device, weight
 from intarsia.training.state import FitResult, State
 
 
@@ -64,6 +56,8 @@ class Run:
         self.optimizer = build_optimizer(task, settings)
         self.parameters = list(trained(task).values())
         self.device = torch.device(bank.backbone.device)
+        # Text is generated for validation only where a score of it names the best weights: it costs far more than the loss.
+        self.writing = Writing.of(task, bank.backbone) if wants_texts(task.head, settings.metric) else None
         self.state = State()
         self.best: dict[str, Tensor] = {}
         self.saved_at = 0
@@ -78,15 +72,15 @@ class Run:
             with CtrlC() as ctrl_c:
                 self._loop(ctrl_c)
         except Stopped:
-            self._read_losses()
-            self._save()
+            self.read_losses()
+            save(self)
             raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.total}; go on with --resume") from None
         finally:
             self.report.stop()
             self.optimizer.zero_grad(set_to_none=True)
             self.task.eval()
             self.bank.backbone.train_mode(False)
-        return self._finish()
+        return finish(self)
 
     def _loop(self, ctrl_c: CtrlC) -> None:
         state, settings = self.state, self.settings
@@ -96,14 +90,14 @@ class Run:
             if due:
                 self._evaluate(ctrl_c)
             if due or (state.step % settings.checkpoint_every == 0 and state.step != self.saved_at):
-                self._read_losses()
-                self._save()
+                self.read_losses()
+                save(self)
             ctrl_c.check()
-            if self._stopped():
+            if self.stopped():
                 return
             self._step()
             if state.step % self.log_every == 0 or state.step == self.total:
-                self._log()
+                self.log()
 
     # -- one step ------------------------------------------------------------------------------------------------------
 
@@ -112,10 +106,10 @@ class Run:
         state = self.state
         rate = self._rate(state.step)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         keys = self._keys()
         loaded = [self.source.load(key) for key in keys]
-        counts = [count_labels(self._labels(labels)) for _, labels in loaded]
+        counts = [weight(self.task.head, self._labels(labels)) for _, labels in loaded]
         loss = torch.zeros((), device=self.device)
         for (batch, labels), count in zip(loaded, counts, strict=True):
             if count:  # The mean over no label at all would be nan.
@@ -131,8 +125,8 @@ class Run:
         self.report.advance(state.step)
 
     def _backward(self, batch: dict[str, Tensor], labels: Tensor, share: float) -> Tensor:
-        logits = self.bank({name: to_device(x, self.device) for name, x in batch.items()}, tasks=self.task.name)
-        loss = self.task.loss(logits, to_device(labels, self.device)) * share
+        moved = {name: to_device(x, self.device) for name, x in batch.items()}
+        loss = self.bank.loss(moved, to_device(labels, self.device), task=self.task.name) * share
         loss.backward()
         return loss.detach()
 
@@ -162,14 +156,14 @@ class Run:
 
     # -- looking at it -------------------------------------------------------------------------------------------------
 
-    def _read_losses(self) -> None:
+    def read_losses(self) -> None:
         """Waits for the device, and checks every step since the last time."""
         if not self.unread:
             return
         values = torch.stack(self.unread).tolist()
         first = self.state.step - len(values) + 1
         self.unread.clear()
-        self.state.window_seconds += self._lap()
+        self.state.window_seconds += self.lap()
         for step, (loss, norm) in enumerate(values, first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
@@ -185,8 +179,8 @@ class Run:
         )
         return f"{what} at step {step} of {self.total}, learning rate {self._rate(step - 1):.3g}; {kept}; {advice}"
 
-    def _log(self) -> None:
-        self._read_losses()
+    def log(self) -> None:
+        self.read_losses()
         state = self.state
         losses, norms = zip(*state.window, strict=True)
         state.loss = sum(losses) / len(losses)
@@ -211,9 +205,9 @@ class Run:
     def _evaluate(self, ctrl_c: CtrlC) -> None:
         assert self.validation is not None
         assert self.settings.metric is not None
-        self._read_losses()
+        self.read_losses()
         state, metric = self.state, self.settings.metric
-        metrics = evaluate(self.bank, self.task, self.validation, tick=ctrl_c.check).metrics
+        metrics = evaluate(self.bank, self.task, self.validation, tick=ctrl_c.check, writing=self.writing).metrics
         self._training_mode()
         if not math.isfinite(metrics["loss"]):
             raise TrainingError(self._not_finite(f"the validation loss is {metrics['loss']}", state.step))
@@ -224,7 +218,7 @@ class Run:
             self.best = snapshot(self.task.tensors())
         state.without_gain = 0 if gain else state.without_gain + 1
         state.evaluated_at = state.step
-        self._lap()
+        self.lap()
         named = {f"validation_{name}": number for name, number in metrics.items()}
         self._write(**named, tokens=state.tokens, seconds=round(state.seconds, 3))
         self.report.evaluated(state.step, metrics, metric, gain)
@@ -236,71 +230,15 @@ class Run:
         if self.logger is not None:
             self.logger.log(step, {"epoch": epoch, **values})
 
-    def _lap(self) -> float:
+    def lap(self) -> float:
         """Seconds since the last call; all of them count in the run's time."""
         now = time.perf_counter()
         lap, self.mark = now - self.mark, now
         self.state.seconds += lap
         return lap
 
-    # -- keeping it ----------------------------------------------------------------------------------------------------
-
-    def _save(self) -> None:
-        tensors, scalars = optimizer_state(self.optimizer, self.task)
-        facts = {"state": asdict(self.state), "optimizer": scalars, "identity": self.identity}
-        checkpoint = Checkpoint(facts=facts | {"metrics_bytes": self.record.synced_bytes()})
-        checkpoint.add("task", self.task.tensors())
-        checkpoint.add("best", self.best)
-        checkpoint.add("optimizer", tensors)
-        checkpoint.add("rng", rng_tensors(self.device))
-        write_checkpoint(self.record.out, checkpoint)
-        self.saved_at = self.state.step
-        self._lap()
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        facts = checkpoint.facts
-        self.state = State(**facts["state"])
-        self.saved_at = self.state.step
-        self.task.load_tensors(checkpoint.group("task"))
-        self.best = checkpoint.group("best")
-        load_optimizer_state(self.optimizer, self.task, checkpoint.group("optimizer"), facts["optimizer"])
-        restore_rng(checkpoint.group("rng"), self.device)
-        self.record.go_on(facts["metrics_bytes"])
-
-    # -- the end -------------------------------------------------------------------------------------------------------
-
-    def _stopped(self) -> str | None:
+    def stopped(self) -> str | None:
         if self.state.step >= self.total:
             return "finished"
         patience = self.settings.patience
         return "patience" if patience is not None and self.state.without_gain >= patience else None
-
-    def _finish(self) -> FitResult:
-        """In this order: a run killed in here does it again when resumed, and is finished once `run.json` says so."""
-        state, out = self.state, self.record.out
-        if state.window or self.unread:  # Stopped between two log lines.
-            self._log()
-        assert state.loss is not None
-        if self.best:
-            self.task.load_tensors(self.best)
-        self.task.metrics = dict(state.best_metrics)
-        with disk_errors("the task", out):
-            self.task.save(out)
-        with disk_errors("curve.png", out):
-            title = f"{self.task.name}: {state.step:,} steps"
-            draw_curve(self.record.lines(), self.settings.metric, title, out / "curve.png")
-        result = FitResult(
-            steps=state.step,
-            epochs=round(state.step / self.steps_per_epoch, 4),
-            loss=state.loss,
-            metric=self.settings.metric,
-            best=state.best,
-            best_step=state.best_step,
-            metrics=dict(state.best_metrics),
-            tokens=state.tokens,
-            seconds=round(state.seconds, 3),
-            stopped=self._stopped() or "finished",
-        )
-        self.record.end(asdict(result))
-        (out / FILE).unlink(missing_ok=True)
-        return result

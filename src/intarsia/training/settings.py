@@ -21,6 +21,8 @@ class TrainSettings(BaseModel):
     """Optimizer steps; replaces `epochs` when given."""
     learning_rate: Positive | None = None
     """Peak learning rate. None: the method's own default (adapters about ten times full fine-tuning's)."""
+    head_learning_rate: Positive | None = None
+    """The head's own peak. None: `learning_rate`, but at most 5e-3: prompts and prefixes want far larger steps than a head."""
     batch_size: Count = 16
     """Rows per batch."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
@@ -42,7 +44,8 @@ class TrainSettings(BaseModel):
     evaluate_every: Count | None = None
     """Steps between evaluations. None: after each epoch. There is always one at the end."""
     metric: str | None = None
-    """Validation metric that names the best weights. None: accuracy, micro_f1, pearson or f1, by the kind of task."""
+    """Validation metric that names the best weights. None: accuracy, micro_f1, pearson, f1 or loss, by the
+    kind of task; exact_match for text-to-text."""
     patience: Count | None = None
     """Stop after so many evaluations in a row without a gain. None: never."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -52,9 +55,19 @@ class TrainSettings(BaseModel):
     backbone_dropout: bool = True
     """Dropout inside the frozen backbone while training."""
     max_length: Count | None = None
-    """Longest text, in tokens. None: what the backbone allows."""
+    """Longest text, in tokens; for generation with a decoder, text and target together. None: what the backbone allows."""
+    target_length: Annotated[int, Field(ge=2, strict=True)] | None = None
+    """generation: longest target, in tokens, its end-of-sequence token included. None: that of the longest legal output, or
+    128 and at most half of max_length."""
     bucket: bool = True
     """Put texts of like length into one batch: less padding, same rows per epoch."""
+
+    def head_share(self) -> float:
+        """The head's learning rate as a share of the others'."""
+        if self.learning_rate is None:
+            return 1.0
+        own = self.head_learning_rate or min(self.learning_rate, 5e-3)
+        return own / self.learning_rate
 
     def decay(self) -> float:
         """The weight decay, with the optimizer's default filled in."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100
-"""The label of a position without a label (token classification)."""
+"""The label of a position without a label (token classification, the input of generation)."""
 
 
 class BatchSource(Protocol):
@@ -33,6 +33,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
 
 
-def count_labels(labels: Tensor) -> int:
-    """Over how many labels `task.loss` takes its mean: rows, or labelled tokens. labels: (B,), (B, C) or (B, T)."""
-    return len(labels) if labels.is_floating_point() else int((labels != IGNORED).sum())
+def weight(head: Any, labels: Tensor) -> int:
+    """Over how many labels `bank.loss` takes its mean: rows, or labelled tokens. labels: (B,), (B, C) or (B, T)."""
+    if labels.is_floating_point() or (head.kind == "generation" and head.loss == "sentence"):
+        return len(labels)
+    return int((labels != IGNORED).sum())
