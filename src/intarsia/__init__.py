@@ -19,11 +19,16 @@ _HOMES = {
     "Backbone": "intarsia.backbone",
     "BitFit": "intarsia.methods",
     "BottleneckAdapter": "intarsia.methods",
+    "Decoding": "intarsia.heads",
     "FullFineTuning": "intarsia.methods",
     "Head": "intarsia.heads",
     "HeadOnly": "intarsia.methods",
     "LayerNormTuning": "intarsia.methods",
     "LoRA": "intarsia.methods",
+    "PTuning": "intarsia.methods",
+    "PTuningV2": "intarsia.methods",
+    "PrefixTuning": "intarsia.methods",
+    "PromptTuning": "intarsia.methods",
     "Task": "intarsia.task",
     "TaskBank": "intarsia.bank",
     "TopLayers": "intarsia.methods",
@@ -37,7 +42,7 @@ if TYPE_CHECKING:
     from intarsia.backbone import Backbone
     from intarsia.bank import TaskBank
     from intarsia.errors import IntarsiaError
-    from intarsia.heads import Head
+    from intarsia.heads import Decoding, Head
     from intarsia.methods import (
         BitFit,
         BottleneckAdapter,
@@ -45,6 +50,10 @@ if TYPE_CHECKING:
         HeadOnly,
         LayerNormTuning,
         LoRA,
+        PrefixTuning,
+        PromptTuning,
+        PTuning,
+        PTuningV2,
         TopLayers,
     )
     from intarsia.task import Task
@@ -54,12 +63,17 @@ __all__ = [
     "Backbone",
     "BitFit",
     "BottleneckAdapter",
+    "Decoding",
     "FullFineTuning",
     "Head",
     "HeadOnly",
     "IntarsiaError",
     "LayerNormTuning",
     "LoRA",
+    "PTuning",
+    "PTuningV2",
+    "PrefixTuning",
+    "PromptTuning",
     "Task",
     "TaskBank",
     "TopLayers",

@@ -9,31 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from refusal import refused, tree
 
 from workflow.tiny_run import make_backbone, sentences, train_arguments, write_csv
 
 GOOD = "text,label\n" + "".join(f"{text},{label}\n" for text, label in sentences(20))
 REGRESSION = "text,label\n" + "".join(f"{text},{0.1 * i + 0.05}\n" for i, (text, _) in enumerate(sentences(20)))
-
-
-def tree(folder: Path) -> dict[str, bytes | None]:
-    """Every file and folder below, with its bytes."""
-    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in sorted(folder.rglob("*"))}
-
-
-def refused(cli, place: Path, argv, fragment: str) -> None:
-    """Runs a command that must fail as this file's first line says, and leave `place` as it was."""
-    before = tree(place)
-    done = cli(*argv)
-    assert done.status == 2, done
-    assert done.out == ""
-    assert done.err.startswith("intarsia: "), done.err
-    assert done.err.count("\n") == 1, done.err
-    assert len(done.err) < 700, done.err
-    assert "Traceback" not in done.err
-    assert fragment in done.err
-    after = {name: content for name, content in tree(place).items() if not name.startswith("cache")}
-    assert after == before, "something was written, or lost"
 
 
 # name: (the training file, more arguments, a part of the message)
@@ -247,6 +228,20 @@ USES = {
     "evaluate unknown embedded data": (["evaluate", "TASK", "--data", "embedded:question"], "question"),
     "evaluate a misspelt source": (["evaluate", "TASK", "--data", "embeded:questions"], "embeded:questions"),
     "evaluate an unknown split": (["evaluate", "TASK", "--data", "embedded:questions", "--split", "tset"], "tset"),
+    "predict with beams what is no text": (
+        ["predict", "TASK", "--text", "a", "--beams", "2"],
+        "beams is for tasks that generate",
+    ),
+    "predict by a vote of one": (["predict", "TASK", "--text", "a", "--combine", "mean"], "one folder is given"),
+    "evaluate two tasks without a vote": (["evaluate", "TASK", "TASK", "--data", "FILE"], "--combine majority"),
+    "evaluate by an unknown vote": (
+        ["evaluate", "TASK", "TASK", "--data", "FILE", "--combine", "median"],
+        "majority, mean",
+    ),
+    "evaluate a vote with no folder": (
+        ["evaluate", "TASK", "./nowhere", "--data", "FILE", "--combine", "mean"],
+        "nowhere",
+    ),
     "inspect nothing": (["inspect", "./nowhere"], "nowhere"),
     "doctor for no backbone": (["doctor", "--backbone", "./nowhere"], "nowhere"),
     "doctor for an unknown method": (["doctor", "--backbone", "BACKBONE", "--method", "lorra"], "did you mean 'lora'?"),

@@ -147,10 +147,51 @@ def test_inspect_shows_a_task_and_a_backbone(cli, trained, backbone):
     assert "encoder/1/ffn_out" in cli("inspect", backbone).out
 
 
-def test_doctor_finds_nothing_wrong_with_any_method(cli, backbone):
-    done = cli("doctor", "--backbone", backbone)
+@pytest.fixture
+def prompted(cli, tmp_path, files):
+    """A task with a prompt that starts as the words it is made of, and the folder of its backbone."""
+    backbone, out = make_backbone(tmp_path / "tiny"), tmp_path / "prompted"
+    given = ("--backbone", backbone, "--train", files["train"], "--max-steps", 1, "--lr", 1e-9, "--out", out)
+    text = ("--set", "method.init=text", "--set", "method.init_text=great film", "--set", "method.length=2")
+    done = cli("train", *given, "--method", "prompt", *text)
+    assert done.status == 0, done.err
+    return out, backbone
+
+
+def test_inspect_shows_the_words_nearest_to_a_prompt(cli, prompted):
+    out, backbone = prompted
+    (found,) = cli("inspect", out, "--json").lines()
+    assert [row[0]["word"] for row in found["words"]] == ["great", "film"]
+    assert found["words"][0][0]["cosine"] == pytest.approx(1, abs=1e-3)
+    assert [len(row) for row in found["words"]] == [3, 3]
+    assert "great 1.00" in cli("inspect", out).out
+    shutil.rmtree(backbone)
+    without = cli("inspect", out)
+    assert without.status == 0, without.err
+    assert without.out.count("the words nearest to the prompt need its backbone: cannot load backbone") == 1
+    assert "prompt" in without.out
+    (found,) = cli("inspect", out, "--json").lines()
+    assert found["words"] is None
+    assert "no such folder" in found["words_missing"]
+
+
+def test_the_methods_in_the_help_are_those_that_there_are():
+    from intarsia.cli.train import METHOD_NAMES
+
+    assert METHOD_NAMES.split(", ") == list(METHODS)
+
+
+def test_doctor_finds_nothing_wrong_with_any_method(cli, tmp_path):
+    backbone = make_backbone(tmp_path / "tiny", positions=64)
+    done = cli("doctor", "--backbone", backbone, "--json")
     assert done.status == 0, done.out + done.err
-    assert done.out.count("pass") == 6 * len(METHODS), done.out
+    (found,) = done.lines()
+    assert {finding["status"] for finding in found["findings"]} == {"pass"}
+    # Of a prompt, no identity is asked; of the others, no effect of virtual tokens.
+    assert len(found["findings"]) == 9 * len(METHODS)
+    table = cli("doctor", "--backbone", backbone, "--method", "prefix")
+    assert table.out.count("pass") == 9
+    assert "the virtual tokens change every row" in table.out
 
 
 def test_resume_needs_the_folder_only_and_says_when_nothing_is_left(cli, trained, tmp_path):

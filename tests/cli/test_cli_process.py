@@ -68,7 +68,9 @@ def test_a_reader_that_leaves_is_no_error(trained, files, environment):
     command = f"{sys.executable} -m intarsia.cli predict {trained} --data {files['test']} | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True, env=environment)
     assert json.loads(done.stdout)["label"] in ("neg", "pos")
-    assert done.stderr == ""
+    # torchao, where it is installed, writes lines of its own while transformers imports it.
+    said = [word for word in ("intarsia:", "Traceback", "BrokenPipe", "Broken pipe") if word in done.stderr]
+    assert not said, done.stderr
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])

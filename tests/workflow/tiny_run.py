@@ -3,7 +3,8 @@
 import csv
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,39 +14,88 @@ WORDS = ("good", "fine", "great", "bad", "poor", "awful", "the", "film", "was", 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
-def make_backbone(folder: Path, *, seed: int = 0) -> Path:
-    """A random two-layer BERT and a tokenizer that knows WORDS, as save_pretrained writes them."""
-    import torch
+def make_tokenizer(folder: Path, single: str, pair: str | None = None, *, eos: bool = False, length: int = 32) -> None:
+    """A tokenizer that knows WORDS, as save_pretrained writes it. single, pair: where the special tokens go."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
 
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate((*SPECIAL, *WORDS))}, unk_token="[UNK]"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+        single=single, pair=pair or f"{single} $B", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     PreTrainedTokenizerFast(
         tokenizer_object=core,
-        model_input_names=["input_ids", "token_type_ids", "attention_mask"],
-        model_max_length=32,
+        model_input_names=["input_ids", *(["token_type_ids"] if pair else []), "attention_mask"],
+        model_max_length=length,
         pad_token="[PAD]",
         unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
+        **({"eos_token": "[SEP]"} if eos else {"cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}),
     ).save_pretrained(folder)
+
+
+def make_backbone(folder: Path, *, seed: int = 0, language_model: bool = False, positions: int = 32) -> Path:
+    """A random two-layer BERT and its tokenizer, as save_pretrained writes them."""
+    from transformers import BertConfig, BertForMaskedLM, BertModel
+
+    make_tokenizer(folder, "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1", length=positions)
     config = BertConfig(
         vocab_size=len(SPECIAL) + len(WORDS),
         hidden_size=32,
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=48,
-        max_position_embeddings=32,
+        max_position_embeddings=positions,
     )
+    with _seeded(seed):
+        model = BertForMaskedLM(config) if language_model else BertModel(config, add_pooling_layer=False)
+        model.save_pretrained(folder)
+    return folder
+
+
+def make_decoder(folder: Path) -> Path:
+    """A random two-layer GPT-2, whose positions end at 32."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    make_tokenizer(folder, "$A", eos=True)
+    size: dict[str, Any] = {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "n_positions": 32,
+        "n_embd": 32,
+        "n_layer": 2,
+        "n_head": 4,
+    }
+    with _seeded(0):
+        GPT2LMHeadModel(GPT2Config(**size, bos_token_id=None, eos_token_id=3, pad_token_id=0)).save_pretrained(folder)
+    return folder
+
+
+def make_encoder_decoder(folder: Path) -> Path:
+    """A random T5 of two and two layers."""
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    make_tokenizer(folder, "$A [SEP]", eos=True)
+    size: dict[str, Any] = {
+        "vocab_size": len(SPECIAL) + len(WORDS),
+        "d_model": 32,
+        "d_kv": 6,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+    }
+    config = T5Config(**{**size, "pad_token_id": 0, "eos_token_id": 3, "decoder_start_token_id": 0})
+    with _seeded(0):
+        T5ForConditionalGeneration(config).save_pretrained(folder)
+    return folder
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    import torch
+
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        BertModel(config, add_pooling_layer=False).save_pretrained(folder)
-    return folder
+        yield
 
 
 def sentences(count: int, *, seed: int = 0) -> list[tuple[str, str]]:
@@ -80,6 +130,22 @@ class Result(NamedTuple):
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory) -> Path:
     return make_backbone(tmp_path_factory.mktemp("backbone") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def decoder(tmp_path_factory) -> Path:
+    return make_decoder(tmp_path_factory.mktemp("backbone") / "tiny-gpt2")
+
+
+@pytest.fixture(scope="session")
+def encoder_decoder(tmp_path_factory) -> Path:
+    return make_encoder_decoder(tmp_path_factory.mktemp("backbone") / "tiny-t5")
+
+
+@pytest.fixture(scope="session")
+def masked(tmp_path_factory) -> Path:
+    """The tiny BERT with its masked-language-model head."""
+    return make_backbone(tmp_path_factory.mktemp("backbone") / "tiny-mlm", language_model=True)
 
 
 @pytest.fixture(scope="session")

@@ -50,7 +50,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     if name in ("auto", "int8"):
         return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
     if name not in DTYPES:
-        raise ConfigError(f"unknown dtype {name!r}; give auto, {', '.join(DTYPES)} or int8{nearest(name, [*DTYPES, 'int8'])}")
+        raise ConfigError(
+            f"unknown dtype {name!r}; give auto, {', '.join(DTYPES)} or int8{nearest(name, [*DTYPES, 'int8'])}"
+        )
     return DTYPES[name]
 
 

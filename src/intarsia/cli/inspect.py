@@ -53,6 +53,14 @@ def _print_task(found: Mapping[str, Any]) -> None:
     print()
     tensors = found["tensors"].items()
     print_table(["tensor", "shape", "dtype"], [[name, _plain(t["shape"]), t["dtype"]] for name, t in tensors])
+    if found.get("words_missing"):
+        print(f"\nthe words nearest to the prompt need its backbone: {found['words_missing']}")
+    elif found.get("words"):
+        print()
+        near = [[f"{one['word']} {one['cosine']:.2f}" for one in row] for row in found["words"]]
+        print_table(
+            ["virtual token", "nearest words (cosine)"], [[str(i), "  ".join(row)] for i, row in enumerate(near)]
+        )
 
 
 def _print_backbone(found: Mapping[str, Any]) -> None:

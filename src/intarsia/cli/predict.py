@@ -20,31 +20,47 @@ def add(app: typer.Typer) -> None:
 
 
 def predict(
-    task_dir: options.TaskDir,
+    task_dirs: options.TaskDirs,
     text: Annotated[
         list[str] | None,
-        typer.Option("--text", help="A text; may be given many times. For a task on pairs, two of them make one row."),
+        typer.Option("--text", help="A text; may be given many times. Of a task on pairs, two of them make one row."),
     ] = None,
     data: options.Data = None,
     split: options.Split = "test",
+    combine: options.Combine = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead of standard output.")] = None,
     text_columns: options.TextColumns = None,
     backbone: options.OtherBackbone = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     batch_size: options.BatchSize = 32,
+    beams: options.Beams = None,
+    max_new_tokens: options.MaxNewTokens = None,
+    length_penalty: options.LengthPenalty = None,
+    sample: options.Sample = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
 ) -> None:
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigError(f"--out must be a file in a folder that exists, got {out}")
     from intarsia import workflow
 
     answers = workflow.predict(
-        task_dir,
-        _rows(text, task_dir) if text else None,
+        task_dirs,
+        _rows(text, task_dirs[0]) if text else None,
         data,
         split,
+        combine=combine,
         text_columns=options.names(text_columns),
         batch_size=batch_size,
+        generation=options.generation(
+            beams=beams,
+            max_new_tokens=max_new_tokens,
+            length_penalty=length_penalty,
+            sample=sample,
+            temperature=temperature,
+            top_p=top_p,
+        ),
         backbone=backbone,
         dtype=dtype,
         device=device,
@@ -55,11 +71,14 @@ def predict(
 
 
 def _rows(texts: Sequence[str], task_dir: Path) -> Sequence[str | tuple[str, ...]]:
-    """Texts as rows: by twos where the task takes pairs."""
-    from intarsia.workflow.scoring import takes_pairs
+    """Texts as rows: by twos where the task takes pairs, by more where its template has more fields."""
+    from intarsia.workflow.reading import texts_per_row
 
-    if not takes_pairs(task_dir):
+    count = texts_per_row(task_dir)
+    if count == 1:
         return texts
-    if len(texts) % 2:
-        raise ConfigError(f"this task takes pairs: give --text twice for each row, got {len(texts)} texts")
-    return list(zip(texts[::2], texts[1::2], strict=True))
+    if len(texts) % count:
+        raise ConfigError(
+            f"this task takes {count} texts a row: give --text {count} times for each row, got {len(texts)} texts"
+        )
+    return [tuple(texts[at : at + count]) for at in range(0, len(texts), count)]

@@ -12,7 +12,8 @@ from intarsia.cli.output import Interrupted, number, print_table, size
 if TYPE_CHECKING:
     from intarsia.workflow import Trained
 
-METHOD_NAMES = "adapter, lora, full, top-layers, layer-norm, bitfit, head"
+METHOD_NAMES = "adapter, lora, prefix, ptuning-v2, prompt, ptuning, full, top-layers, layer-norm, bitfit, head"
+"""Written out, since asking `intarsia.methods` would load torch for the help."""
 
 
 def add(app: typer.Typer) -> None:
@@ -38,6 +39,13 @@ def train(
     test: Annotated[Path | None, typer.Option(metavar="FILE", help="Scored once, after training.")] = None,
     text_columns: options.TextColumns = None,
     label_column: options.LabelColumn = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(metavar="K", help="The kind of task, such as generation.  [default: guessed, and said]"),
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(metavar="T", help='How a row becomes one text: "{title}: {body} It was {mask}."')
+    ] = None,
     method: Annotated[str | None, typer.Option(metavar="M", help=f"One of {METHOD_NAMES}.")] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The task folder to write.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.  [default: 3]")] = None,
@@ -45,7 +53,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: the method's own]")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: 16]")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same weights on CPU.  [default: 0]")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16 or float16.  [default: auto]")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, bfloat16, float16 or int8.  [default: auto]")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...  [default: auto]")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out; needs no other option.")
@@ -66,6 +76,8 @@ def train(
         "data.test": test,
         "data.text_columns": text_columns,
         "data.label_column": label_column,
+        "data.kind": kind,
+        "data.template": template,
         "method.name": method,
         "out": out,
         "train.epochs": epochs,
@@ -99,7 +111,7 @@ def _print_result(result: "Trained") -> None:
         [f"{split} {name}", number(value)] for split, scores in result.metrics.items() for name, value in scores.items()
     ]
     rows += [
-        ["trained parameters", number(result.task.trained_parameters())],
+        ["trained parameters", number(result.parameters)],
         ["size on disk", size(result.size)],
         ["time", f"{result.seconds:.0f} s"],
         ["task", str(result.folder)],

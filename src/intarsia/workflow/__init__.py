@@ -7,17 +7,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from intarsia.workflow.answers import Prediction
     from intarsia.workflow.api import train
     from intarsia.workflow.doctor import Finding, examine
-    from intarsia.workflow.scoring import Evaluation, Prediction, evaluate, predict
-    from intarsia.workflow.settings import RunSettings, resolve
+    from intarsia.workflow.scoring import Evaluation, evaluate, predict
+    from intarsia.workflow.sections import RunSettings
+    from intarsia.workflow.settings import resolve
     from intarsia.workflow.training import Trained, run
 
 _HOME_OF = {
     "Evaluation": "scoring",
     "Finding": "doctor",
-    "Prediction": "scoring",
-    "RunSettings": "settings",
+    "Prediction": "answers",
+    "RunSettings": "sections",
     "Trained": "training",
     "evaluate": "scoring",
     "examine": "doctor",

@@ -8,7 +8,8 @@ from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, nearest
 from intarsia.methods import Method, method_to_dict
 from intarsia.training import Reporter, open_reporter
-from intarsia.workflow.settings import FILES, SECTIONS, RunSettings, from_tree
+from intarsia.workflow.sections import FILES, SECTIONS, RunSettings
+from intarsia.workflow.settings import from_tree
 from intarsia.workflow.training import Trained, run
 
 

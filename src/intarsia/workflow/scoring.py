@@ -1,48 +1,48 @@
-"""Using a saved task: scores on labelled rows, and predictions on any rows."""
+"""Using saved tasks: scores on labelled rows, and predictions on any rows."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.data import DataSpec, Encoded, EncodedSource, Rows, encode, load_data, load_rows_for_prediction
+from intarsia.data import DataSpec, load_data, load_rows_for_prediction
 from intarsia.data.spec import SPLITS
 from intarsia.errors import ConfigError, DataError, TaskError, nearest
-from intarsia.heads import Head
 from intarsia.task import Task
 from intarsia.taskfile import read_description
-from intarsia.training import Scores
+from intarsia.training import Scores, Writing
 from intarsia.training import evaluate as run_evaluation
 from intarsia.training import predict as run_prediction
+from intarsia.training.progress import ticking
+from intarsia.workflow import ensemble
+from intarsia.workflow.answers import Prediction, named
+from intarsia.workflow.reading import (
+    Source,
+    columns_of,
+    head_of,
+    origin,
+    room,
+    source_of,
+    spec_of,
+    typed_rows,
+)
+
+Folders = Path | str | Sequence[Path | str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Metrics of a task on one split."""
+    """Metrics of a task, or of the vote of several, on one split."""
 
     task: str
     split: str
     rows: int
     metrics: dict[str, float]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Prediction:
-    """The answer for one row."""
-
-    text: list[str]
-    """The text, both texts of a pair, or the words of a token-classification row."""
-    prediction: Any
-    """Class index; regression: the number; multi-label: the indices above 0.5; token-classification: an index per word,
-    None for a word without a token."""
-    label: Any
-    """The name or names of `prediction`; None for regression."""
-    scores: Any
-    """Probability of every label by name; token-classification: of the label chosen for each word; None for regression."""
+    members: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Of a vote: the metrics of each task alone."""
 
 
 def open_task(
@@ -50,200 +50,159 @@ def open_task(
 ) -> tuple[Task, Backbone]:
     """A task and the backbone it was trained on. backbone: where it is now; None: the name in task.json."""
     if not isinstance(backbone, Backbone):
-        named = read_description(folder)["backbone"].get("name")  # before the backbone: a wrong folder is said at once
-        backbone = Backbone.load(backbone or str(named), dtype=dtype, device=device)
+        saved = read_description(folder)  # before the backbone: a wrong folder is said at once
+        backbone = Backbone.load(
+            backbone or str(saved["backbone"].get("name")),
+            dtype=dtype,
+            device=device,
+            language_model=bool(saved["head"].get("verbaliser")),
+        )
     task = Task.load(folder, backbone)
     if task.head is None:
         raise TaskError(f"{folder}: task {task.name!r} has no head, so it answers nothing; use it with TaskBank")
     return task, backbone
 
 
-def takes_pairs(folder: Path) -> bool:
-    """Whether a task folder's rows are pairs of texts."""
-    return len(read_description(folder)["data"].get("text_columns", ())) == 2
-
-
 def evaluate(
-    folder: Path | str,
+    folder: Folders,
     data: str | DataSpec | None = None,
     split: str = "test",
     *,
+    combine: str | None = None,
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
     batch_size: int = 32,
+    generation: Mapping[str, Any] | None = None,
     **where: Any,
 ) -> Evaluation:
     """Metrics of a saved task on one split of `data`: embedded:NAME, hub:NAME, a file, or None for what it was trained on.
 
-    where: backbone, dtype, device, as `open_task` takes them. DataError where a label is none of the task's.
+    Several folders: their tasks vote on each row, by `combine`, "majority" or "mean" (of the probabilities). generation:
+    settings to change for this call, such as {"beams": 5, "lowercase": True}. where: backbone, dtype, device, as `open_task`
+    takes them. DataError where a label is none of the task's.
     """
     _check_split(split)
-    task, backbone = open_task(Path(folder), **where)
+    tasks, backbone = _open(folder, combine, where)
+    task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if isinstance(data, DataSpec):
         spec = data
     else:
-        spec = _spec(task, data, _columns(task, text_columns), label_column or task.data.get("label_column"))
+        spec = spec_of(task, data, columns_of(task, text_columns), label_column or task.data.get("label_column"))
     splits = load_data(spec)
     rows = splits.split("test" if spec.data is None and not isinstance(data, DataSpec) else split)
     if rows.labels is None:
         raise DataError(f"the {split} split has no labels to compare with; choose another --split, or use predict")
-    scores = score(TaskBank(backbone, [task]), task, _source(rows, task, backbone, batch_size))
-    return Evaluation(task=task.name, split=split, rows=len(rows), metrics=scores.metrics)
+    source = source_of(rows, task, backbone, batch_size)
+    with resident(backbone, tasks) as bank:
+        if combine is None:
+            metrics, members = score(bank, task, source, writing).metrics, {}
+        else:
+            metrics, members = ensemble.metrics(tasks, source, *_vote(bank, tasks, source, combine, writing), writing)
+    name = " + ".join(task.name for task in tasks)
+    return Evaluation(task=name, split=split, rows=len(rows), metrics=metrics, members=members)
 
 
 def predict(
-    folder: Path | str,
+    folder: Folders,
     texts: Sequence[str | tuple[str, ...]] | None = None,
     data: str | DataSpec | None = None,
     split: str = "test",
     *,
+    combine: str | None = None,
     text_columns: Sequence[str] | None = None,
     batch_size: int = 32,
+    generation: Mapping[str, Any] | None = None,
     **where: Any,
 ) -> list[Prediction]:
-    """Answers of a saved task, in the order of the rows.
+    """Answers of a saved task, or of the vote of several, in the order of the rows.
 
-    texts: one str per row; for a task on pairs a tuple of two; for token-classification a tuple of words, or a str that is
-    split at blanks. Or data: embedded:NAME, hub:NAME (and `split`), or a file. where: as for `evaluate`.
+    texts: one str per row; for a task on pairs (or a template of more fields) a tuple; for token-classification a tuple of
+    words, or a str that is split at blanks. Or data: embedded:NAME, hub:NAME (and `split`), or a file. Everything else as
+    for `evaluate`.
     """
     if (texts is None) == (data is None):
         raise ConfigError("predict needs texts or data: give --text (once for each text) or --data, not both")
     _check_split(split)
-    task, backbone = open_task(Path(folder), **where)
+    tasks, backbone = _open(folder, combine, where)
+    task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if texts is not None:
-        rows = _rows(texts, task)
+        rows = typed_rows(texts, task)
     else:
-        rows = load_rows_for_prediction(_source_of(data), _columns(task, text_columns), split, _head(task).kind)
-    source = _source(rows, task, backbone, batch_size)
-    answers = run_prediction(TaskBank(backbone, [task]), task, source)
-    return _named(rows, task, source, answers)
+        rows = load_rows_for_prediction(origin(data), columns_of(task, text_columns), split, head_of(task).kind)
+    source = source_of(rows, task, backbone, batch_size)
+    with resident(backbone, tasks) as bank:
+        if combine is not None:
+            answers, _ = _vote(bank, tasks, source, combine, writing)
+        else:
+            with ticking("predicting", len(source.plan(0))) as tick:
+                answers = run_prediction(bank, task, source, tick=tick, writing=writing)
+    return named(rows, head_of(task), source, answers)
 
 
-def score(bank: TaskBank, task: Task, source: EncodedSource) -> Scores:
-    """Metrics of `task` on the rows of a source."""
-    return run_evaluation(bank, task, source)
+@contextmanager
+def resident(backbone: Backbone, tasks: Sequence[Task]) -> Iterator[TaskBank]:
+    """A bank that leaves no hook behind: the backbone may be the caller's own, and used again."""
+    bank = TaskBank(backbone, tasks)
+    try:
+        yield bank
+    finally:
+        bank.detach()
 
 
-def batches_of(
-    encoded: Encoded, backbone: Backbone, batch_size: int, seed: int | None = None, bucket: bool = True
-) -> EncodedSource:
-    """The batches of encoded rows, padded as the backbone's tokenizer pads; in order of length without a seed."""
-    tokenizer = backbone.tokenizer
-    return EncodedSource(
-        encoded,
-        batch_size,
-        pad_id=cast(int, tokenizer.pad_token_id),
-        padding_side=cast(Any, tokenizer.padding_side),
-        seed=seed,
-        bucket=bucket,
-    )
+def score(bank: TaskBank, task: Task, source: Source, writing: Writing | None = None) -> Scores:
+    """Metrics of `task` on the rows of a source. writing: for generation, as the task says where it is not given."""
+    generated = head_of(task).kind == "generation"
+    writing = writing or (Writing.of(task, bank.backbone) if generated else None)
+    with ticking("scoring", len(source.plan(0)) * (1 + generated)) as tick:
+        return run_evaluation(bank, task, source, tick=tick, writing=writing)
 
 
-def _head(task: Task) -> Head:
-    assert task.head is not None, "open_task refuses a task without a head"
-    return task.head
+def check_writing(task: Task, backbone: Backbone, new: int) -> None:
+    """ConfigError where the longest input and `new` tokens behind it have more positions than the backbone."""
+    limit = room(task, backbone)
+    given = task.data.get("max_length", limit) - task.data.get("target_length", new)
+    longest = given + new if backbone.kind == "decoder" else new + 1
+    if longest > limit:
+        most = new - (longest - limit)
+        raise ConfigError(
+            f"generation.max_new_tokens is {new}, and behind the longest input {backbone.name} has places for {max(0, most)}; "
+            "lower it, or train with a larger train.target_length"
+        )
 
 
-def _columns(task: Task, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The text columns as given, or of the task's training; None, to be guessed, for a task made by hand."""
-    return tuple(given or task.data.get("text_columns") or ()) or None
+def _open(folder: Folders, combine: str | None, where: Mapping[str, Any]) -> tuple[list[Task], Backbone]:
+    """The tasks of one or more folders, on one backbone."""
+    folders = [Path(folder)] if isinstance(folder, Path | str) else [Path(one) for one in folder]
+    if not folders:
+        raise ConfigError("no task folder is given; give one, or several to vote")
+    if (len(folders) > 1) != (combine is not None):
+        how = "several task folders vote: say how with --combine majority or --combine mean"
+        alone = "--combine is how several task folders vote, and one folder is given; leave it out"
+        raise ConfigError(how if len(folders) > 1 else alone)
+    task, backbone = open_task(folders[0], **where)
+    tasks = [task, *(open_task(one, backbone=backbone)[0] for one in folders[1:])]
+    if combine is not None:
+        ensemble.check(tasks, combine)
+    return tasks, backbone
 
 
-def _spec(task: Task, data: str | None, columns: tuple[str, ...] | None, label: str | None) -> DataSpec:
-    """`data` with the columns, labels and split of the task's own training."""
-    source = task.data.get("source") if data is None else _source_of(data)
-    if source is None:
-        raise ConfigError("this task was trained on files; say which to use now with --data FILE")
-    # A file of any split goes in as the test file: as a training file, a share would be set aside.
-    name = source.data if isinstance(source, DataSpec) else source if isinstance(source, str) else None
-    return DataSpec(
-        data=name,
-        test=source if isinstance(source, Path) else None,
-        text_columns=columns,
-        label_column=label,
-        kind=_head(task).kind,
-        labels=_head(task).labels or None,
-        split_seed=task.data.get("split_seed", 0),
-        validation_fraction=task.data.get("validation_fraction", 0.1),
-    )
+def _writing(task: Task, backbone: Backbone, changes: Mapping[str, Any] | None) -> Writing | None:
+    if head_of(task).kind != "generation":
+        if changes:
+            raise ConfigError(f"{next(iter(changes))} is for tasks that generate text; task {task.name!r} does not")
+        return None
+    writing = Writing.of(task, backbone, changes)
+    check_writing(task, backbone, writing.decoding.max_new_tokens)
+    return writing
+
+
+def _vote(
+    bank: TaskBank, tasks: Sequence[Task], source: Source, combine: str, writing: Writing | None
+) -> tuple[Scores, list[list[Any]]]:
+    with ticking("voting", len(source.plan(0))) as tick:
+        return ensemble.answer(bank, tasks, source, combine, tick=tick, writing=writing)
 
 
 def _check_split(split: str) -> None:
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}{nearest(split, SPLITS)}")
-
-
-def _source_of(data: str | DataSpec | None) -> Path | DataSpec:
-    """A file, unless it is written like embedded:NAME and no such file exists."""
-    if isinstance(data, DataSpec):
-        return data
-    assert data is not None
-    return DataSpec(data=data) if ":" in data and not Path(data).exists() else Path(data)
-
-
-def _rows(texts: Sequence[str | tuple[str, ...]], task: Task) -> Rows:
-    """Typed texts as rows of the task's shape. DataError for an empty one."""
-    kind, columns = _head(task).kind, len(task.data.get("text_columns") or ("text",))
-    rows: list[tuple[str, ...]] = []
-    for number, text in enumerate(texts, 1):
-        parts = tuple(text.split()) if isinstance(text, str) and kind == "token-classification" else text
-        row = (parts,) if isinstance(parts, str) else tuple(parts)
-        if not row or not all(part.strip() for part in row):
-            raise DataError(f"text {number} is empty; expected at least one word")
-        if kind != "token-classification" and len(row) != columns:
-            raise DataError(f"text {number}: task {task.name!r} takes {columns} text(s) per row, got {len(row)}")
-        rows.append(row)
-    if not rows:
-        raise DataError("no text to predict; give at least one")
-    return Rows(rows)
-
-
-def _source(rows: Rows, task: Task, backbone: Backbone, batch_size: int) -> EncodedSource:
-    max_length = min(task.data.get("max_length", backbone.max_length), backbone.max_length)
-    return batches_of(encode(rows, backbone.tokenizer, max_length, _head(task).kind), backbone, batch_size)
-
-
-def _named(rows: Rows, task: Task, source: EncodedSource, answers: Scores) -> list[Prediction]:
-    """Answers in the order of the rows (the source's plan is in order of length), with the labels' names."""
-    head = _head(task)
-    found: list[Prediction | None] = [None] * len(rows)
-    at = 0
-    for batch in source.plan(0):
-        for place, row in enumerate(batch):
-            answer = answers.scores[at], answers.predictions[at]
-            spots = _word_spots(source, batch, place, len(rows.texts[row]))
-            found[row] = _one(list(rows.texts[row]), head.kind, head.labels, *answer, spots)
-            at += 1
-    return [answer for answer in found if answer is not None]
-
-
-def _word_spots(source: EncodedSource, batch: np.ndarray, place: int, words: int) -> list[int | None]:
-    """Token-classification: at which position of its padded batch row each word begins; None for a word without a token."""
-    encoded = source.encoded
-    if encoded.words is None:
-        return []
-    row = batch[place]
-    own = encoded.words[encoded.offsets[row] : encoded.offsets[row + 1]]
-    shift = int(encoded.lengths[batch].max()) - len(own) if source.padding_side == "left" else 0
-    spots: list[int | None] = [None] * words
-    for position, word in enumerate(own):
-        if word >= 0:
-            spots[word] = position + shift
-    return spots
-
-
-def _one(
-    text: list[str], kind: str, labels: Sequence[str], scores: np.ndarray, answer: Any, spots: list[int | None]
-) -> Prediction:
-    if kind == "regression":
-        return Prediction(text=text, prediction=float(answer), label=None, scores=None)
-    if kind == "token-classification":
-        chosen = [None if spot is None else int(answer[spot]) for spot in spots]
-        sure = [None if spot is None else float(scores[spot].max()) for spot in spots]
-        names = [None if index is None else labels[index] for index in chosen]
-        return Prediction(text=text, prediction=chosen, label=names, scores=sure)
-    by_name = {name: float(value) for name, value in zip(labels, scores, strict=True)}
-    if kind == "multi-label":
-        chosen = [int(index) for index in np.flatnonzero(answer)]
-        return Prediction(text=text, prediction=chosen, label=[labels[i] for i in chosen], scores=by_name)
-    return Prediction(text=text, prediction=int(answer), label=labels[int(answer)], scores=by_name)

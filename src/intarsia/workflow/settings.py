@@ -8,70 +8,28 @@ A run file in full (every key but backbone, data, method and out has a default):
     head: {pooling: mean, dropout: 0.1}
     train: {epochs: 3, learning_rate: 1e-3, batch_size: 16, seed: 0}
     out: runs/mrpc
+
+Generation of text:
+
+    backbone: embedded:smollm2
+    data: {train: train.csv, test: test.csv, kind: generation, template: "name: {mr}\\n", label_column: ref}
+    method: {name: prefix, length: 10}
+    train: {epochs: 5, target_length: 96}
+    generation: {beams: 5, max_new_tokens: 64, length_penalty: 0.9, lowercase: true}
+    out: runs/e2e
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import ValidationError
 
-from intarsia.data import DataSpec
 from intarsia.errors import ConfigError, nearest
-from intarsia.training.settings import TrainSettings
 from intarsia.workflow.runfile import one_line, parse_yaml, read_run_file
+from intarsia.workflow.sections import FILES, SECTIONS, RunSettings
 
-FILES = ("train", "validation", "test")
-
-
-class DataSettings(BaseModel, extra="forbid", frozen=True):
-    """Where rows come from: `data` (embedded:NAME, hub:NAME) or files, never both."""
-
-    data: str | None = None
-    train: Path | None = None
-    validation: Path | None = None
-    test: Path | None = None
-    text_columns: tuple[str, ...] | None = None
-    label_column: str | None = None
-    kind: Literal["classification", "multi-label", "regression", "token-classification"] | None = None
-    split_seed: int = 0
-    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
-
-    @field_validator("text_columns", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
-
-    def spec(self) -> DataSpec:
-        """The same, as the data layer takes it."""
-        return DataSpec(**self.model_dump())
-
-
-class HeadSettings(BaseModel, extra="forbid", frozen=True):
-    """The trained layer over the pooled states. Kind and labels come from the data."""
-
-    pooling: Literal["auto", "cls", "mean", "last", "pooler"] = "auto"
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-
-
-class RunSettings(BaseModel, extra="forbid", frozen=True):
-    """Everything that decides a run. `model_dump(mode="json")` goes to run.json and resolves to the same run again."""
-
-    backbone: str
-    data: DataSettings
-    method: dict[str, Any]
-    head: HeadSettings = HeadSettings()
-    train: TrainSettings = TrainSettings()
-    out: Path
-    name: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    log: Literal["tensorboard", "wandb", "trackio"] | None = None
-    threads: int | None = Field(default=None, ge=1)
-
-
-SECTIONS: dict[str, type[BaseModel]] = {"data": DataSettings, "head": HeadSettings, "train": TrainSettings}
 HINTS = {
     "backbone": "--backbone embedded:minilm, a model folder, or a hub name",
     "data": "--data embedded:NAME or hub:NAME, or --train FILE",
@@ -172,7 +130,7 @@ def _put(tree: dict[str, Any], key: str, value: Any) -> None:
     if key == "method.name" and current.get("name") != value:
         current.clear()
     if key == "data.data":
-        for name in (*FILES, "text_columns", "label_column"):
+        for name in (*FILES, "text_columns", "label_column", "template", "label_words"):
             current.pop(name, None)
     if section == "data" and inner in FILES:
         current.pop("data", None)

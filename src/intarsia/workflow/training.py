@@ -2,23 +2,23 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intarsia.backbone import Backbone
 from intarsia.backbone.embedded import cache_folder
-from intarsia.bank import TaskBank
-from intarsia.data import EncodedSource, Rows, Splits, encode, load_data
+from intarsia.data import GenerationSource, Rows, Splits, Template, load_data
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.methods import method_from_dict
 from intarsia.task import Task
-from intarsia.training import Reporter, SilentReporter, fit, open_logger
-from intarsia.training.metrics import resolve_metric
-from intarsia.workflow.scoring import batches_of, score
-from intarsia.workflow.settings import RunSettings
+from intarsia.training import Logger, Reporter, SilentReporter, Writing, fit, open_logger, validation_metric
+from intarsia.workflow.reading import TARGET_LENGTH, Source, longest_label, room, source_of
+from intarsia.workflow.scoring import check_writing, resident, score
+from intarsia.workflow.sections import GenerationSettings, RunSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +32,8 @@ class Trained:
     """Split -> metric -> value: of `validation`, and of `test` where it was asked for."""
     folder: Path
     """Holds task.safetensors, task.json, run.json, metrics.jsonl and curve.png."""
+    parameters: int
+    """Numbers that were trained; a reparameterisation's are more than what is kept of it."""
     seconds: float
 
     @property
@@ -55,6 +57,7 @@ def run(
     """
     began, report = time.perf_counter(), report or SilentReporter()
     _check_out(settings.out, resume)
+    _check_slots(settings)
     if settings.threads:
         import torch
 
@@ -62,22 +65,28 @@ def run(
     splits = load_data(settings.data.spec())
     train = splits.split("train")
     tested = splits.split("test") if score_test else None
-    backbone = backbone or Backbone.load(settings.backbone, dtype=settings.dtype, device=settings.device)
-    max_length = _max_length(settings, backbone)
-    task = _new_task(settings, splits, backbone)
-    task.data = _describe(settings, splits, max_length)
+    head = _head(settings, splits)
+    backbone = backbone or Backbone.load(
+        settings.backbone,
+        dtype=settings.dtype,
+        device=settings.device,
+        language_model=settings.head.verbaliser is not None,
+    )
+    task = _new_task(settings, head, backbone)
+    task.data = _describe(settings, splits, task, backbone)
+    if splits.kind == "generation":
+        check_writing(task, backbone, Writing.of(task, backbone).decoding.max_new_tokens)
     if splits.validation:
-        resolve_metric(settings.train.metric, splits.kind, splits.labels)
-    notes = [*splits.notes, f"{task.trained_parameters():,} trained parameters, {len(train):,} training rows"]
-    source = _sources(settings, splits.kind, backbone, max_length, notes)
+        validation_metric(settings.train.metric, splits.kind, splits.labels)
+    parameters = task.trained_parameters()
+    notes = [*splits.notes, f"{parameters:,} trained parameters, {len(train):,} training rows"]
+    source = _sources(settings, task, backbone, notes)
     batches = source(train, "training", seed=settings.train.seed)
     watched = source(splits.validation, "validation") if splits.validation else None
-    bank = TaskBank(backbone, [task])
-    logger = open_logger(settings.log, settings.out, settings.model_dump(mode="json")) if settings.log else None
-    # Said now, because from here on only the run itself can fail: an error until here is the one line that a user sees.
-    for note in notes:
-        report.say(note)
-    try:
+    with resident(backbone, [task]) as bank, _logging(settings) as logger:
+        # Said now, because from here on only the run itself can fail: an error until here is the one line that a user sees.
+        for note in notes:
+            report.say(note)
         result = fit(
             bank,
             task,
@@ -88,20 +97,32 @@ def run(
             resume=resume,
             report=report,
             logger=logger,
-            identity={"data": splits.fingerprint, "backbone": backbone.fingerprint, "method": settings.method},
+            identity=_identity(settings, splits, backbone),
             facts={"run": settings.model_dump(mode="json"), "notes": splits.notes},
         )
+        metrics = {"validation": result.metrics} if splits.validation else {}
+        if tested is not None:
+            metrics["test"] = score(bank, task, source(tested, "test")).metrics
+            task.metrics |= {f"test_{name}": value for name, value in metrics["test"].items()}
+            task.save(settings.out)
+    return Trained(
+        task=task,
+        backbone=backbone,
+        metrics=metrics,
+        folder=settings.out,
+        parameters=parameters,
+        seconds=time.perf_counter() - began,
+    )
+
+
+@contextmanager
+def _logging(settings: RunSettings) -> Iterator[Logger | None]:
+    logger = open_logger(settings.log, settings.out, settings.model_dump(mode="json")) if settings.log else None
+    try:
+        yield logger
     finally:
         if logger is not None:
             logger.close()
-    metrics = {"validation": result.metrics} if splits.validation else {}
-    if tested is not None:
-        metrics["test"] = score(bank, task, source(tested, "test")).metrics
-        task.metrics |= {f"test_{name}": value for name, value in metrics["test"].items()}
-        task.save(settings.out)
-    return Trained(
-        task=task, backbone=backbone, metrics=metrics, folder=settings.out, seconds=time.perf_counter() - began
-    )
 
 
 def _check_out(out: Path, resume: bool) -> None:
@@ -117,24 +138,67 @@ def _check_out(out: Path, resume: bool) -> None:
         raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
 
 
-def _max_length(settings: RunSettings, backbone: Backbone) -> int:
-    asked = settings.train.max_length
-    if asked is not None and asked > backbone.max_length:
+def _check_slots(settings: RunSettings) -> None:
+    """ConfigError unless a template's slots and the method's prompt agree."""
+    text = settings.data.template
+    slots = 0 if text is None else Template.parse(text).prompt_length
+    method = settings.method
+    name, length = method["name"], method.get("length", 0)
+    if method.get("place") == "template":
+        if slots != length:
+            raise ConfigError(
+                f"method.length is {length}, and the template has {slots} prompt slots; make them equal, as in {{prompt:{length}}}"
+            )
+    elif slots:
         raise ConfigError(
-            f"train.max_length is {asked}, and {backbone.name} takes {backbone.max_length} tokens; lower it, or leave it out"
+            f"the template has {slots} prompt slots, which method {name} does not fill; take them out, or give --method ptuning "
+            f"with method.place=template and method.length={slots}"
         )
-    return asked or backbone.max_length
 
 
-def _new_task(settings: RunSettings, splits: Splits, backbone: Backbone) -> Task:
-    head = Head(kind=splits.kind, labels=splits.labels, **settings.head.model_dump())  # type: ignore[arg-type]
+def _head(settings: RunSettings, splits: Splits) -> Head:
+    """The head, before the backbone is loaded. ConfigError for a setting that means nothing to this kind of task."""
+    if splits.kind != "generation":
+        generation = {
+            "train.target_length": settings.train.target_length is not None,
+            "head.loss": settings.head.loss != "token",
+            "the section generation": settings.generation != GenerationSettings(),
+        }
+        if wrong := [name for name, is_given in generation.items() if is_given]:
+            raise ConfigError(f"{wrong[0]} is for data.kind generation, and this task is {splits.kind}; leave it out")
+    given = settings.head
+    if given.verbaliser and splits.kind != "classification":
+        raise ConfigError(f"head.verbaliser is for classification, and this task is {splits.kind}; leave it out")
+    return Head(
+        kind=splits.kind,  # type: ignore[arg-type]
+        labels=splits.labels,
+        pooling=given.pooling,
+        dropout=given.dropout,
+        verbaliser=given.words(splits.labels),
+        loss=given.loss,
+    )
+
+
+def _new_task(settings: RunSettings, head: Head, backbone: Backbone) -> Task:
+    """A fresh task. ConfigError where this backbone cannot do what the head asks for."""
+    if head.verbaliser and backbone.kind == "encoder" and "{mask}" not in (settings.data.template or ""):
+        raise ConfigError(
+            'a verbaliser reads an encoder\'s answer at the mask; give data.template with {mask}, such as "{text} It was {mask}."'
+        )
+    if head.kind == "generation":
+        _ = backbone.language_head
+        if backbone.kind == "decoder" and settings.method.get("place") == "end":
+            raise ConfigError(
+                "method.place is 'end', and behind a decoder's text stands what is to be generated; give 'start' or 'template'"
+            )
     name = settings.name or settings.out.resolve().name
     return Task.new(name, backbone, method_from_dict(settings.method), head, seed=settings.train.seed)
 
 
-def _describe(settings: RunSettings, splits: Splits, max_length: int) -> dict[str, Any]:
+def _describe(settings: RunSettings, splits: Splits, task: Task, backbone: Backbone) -> dict[str, Any]:
     """What evaluate and predict need to read the same kind of data again. No path of the training machine."""
-    return {
+    max_length = _max_length(settings, task, backbone)
+    found = {
         "source": settings.data.data,
         "text_columns": list(splits.text_columns),
         "label_column": splits.label_column,
@@ -143,20 +207,68 @@ def _describe(settings: RunSettings, splits: Splits, max_length: int) -> dict[st
         "max_length": max_length,
         "fingerprint": splits.fingerprint,
     }
+    if settings.data.template is not None:
+        found["template"] = settings.data.template
+    if settings.data.label_words is not None:
+        found["label_words"] = settings.data.label_words
+    if splits.kind == "generation":
+        found |= _writing(settings, splits, max_length, backbone)
+    return found
 
 
-def _sources(
-    settings: RunSettings, kind: str, backbone: Backbone, max_length: int, notes: list[str]
-) -> Callable[..., EncodedSource]:
+def _max_length(settings: RunSettings, task: Task, backbone: Backbone) -> int:
+    asked, limit = settings.train.max_length, room(task, backbone)
+    taken = backbone.max_length - limit
+    why = f", of which the prompt takes {taken}" if taken else ""
+    if limit < 1:
+        raise ConfigError(f"{backbone.name} takes {backbone.max_length} tokens{why}; lower method.length")
+    if asked is not None and asked > limit:
+        raise ConfigError(
+            f"train.max_length is {asked}, and {backbone.name} takes {backbone.max_length} tokens{why}; lower it, or leave it out"
+        )
+    return asked or limit
+
+
+def _writing(settings: RunSettings, splits: Splits, max_length: int, backbone: Backbone) -> dict[str, Any]:
+    """The longest target, and the settings of generation with their defaults filled in."""
+    longest = longest_label(splits.labels, backbone.tokenizer) if splits.labels else None
+    target = settings.train.target_length or longest or min(TARGET_LENGTH, max_length // 2)
+    generation = settings.generation.model_dump()
+    generation["max_new_tokens"] = generation["max_new_tokens"] or longest or min(64, target)
+    return {"target_length": target, "generation": generation}
+
+
+def _identity(settings: RunSettings, splits: Splits, backbone: Backbone) -> Mapping[str, Any]:
+    """What a resumed run must share beside the settings of training."""
+    return {
+        "data": splits.fingerprint,
+        "backbone": backbone.fingerprint,
+        "method": settings.method,
+        "head": settings.head.model_dump(mode="json"),
+        "generation": settings.generation.model_dump(mode="json"),
+    }
+
+
+def _sources(settings: RunSettings, task: Task, backbone: Backbone, notes: list[str]) -> Callable[..., Source]:
     """A function from rows to their batches: shuffled by `seed`, or in order of length without one. It adds to `notes`."""
 
-    def source(rows: Rows, split: str, seed: int | None = None) -> EncodedSource:
-        encoded = encode(rows, backbone.tokenizer, max_length, kind, cache_folder() / "tokens")
-        notes.extend(encoded.notes)
-        if encoded.truncated:
-            notes.append(f"{split}: {encoded.truncated:,} of {len(encoded):,} texts cut to {max_length} tokens")
-        if encoded.lost_words:
-            notes.append(f"{split}: {encoded.lost_words:,} words without a token, left out of training and scores")
-        return batches_of(encoded, backbone, settings.train.batch_size, seed, settings.train.bucket)
+    def source(rows: Rows, split: str, seed: int | None = None) -> Source:
+        train = settings.train
+        made = source_of(
+            rows, task, backbone, train.batch_size, seed=seed, bucket=train.bucket, cache=cache_folder() / "tokens"
+        )
+        notes.extend(made.encoded.notes)
+        count = len(made.encoded)
+        if made.encoded.truncated:
+            what = "inputs" if isinstance(made, GenerationSource) else "texts"
+            notes.append(
+                f"{split}: {made.encoded.truncated:,} of {count:,} {what} cut to fit {task.data['max_length']} tokens"
+            )
+        if isinstance(made, GenerationSource):
+            if cut := made.encoded.truncated_targets:
+                notes.append(f"{split}: {cut:,} of {count:,} targets cut to {task.data['target_length']} tokens")
+        elif made.encoded.lost_words:
+            notes.append(f"{split}: {made.encoded.lost_words:,} words without a token, left out of training and scores")
+        return made
 
     return source
