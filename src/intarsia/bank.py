@@ -83,10 +83,10 @@ class TaskBank:
                 f"task {task.name!r} has a module at {missing[0]!r}, which this class of the model lacks; load the backbone "
                 "as the class that the task was made on."
             )
+        hooked = {key: self._hook(site) for key, site in task.sites.items() if key not in self._places}
+        self._places |= hooked
         self.tasks[task.name] = task
-        for key, site in task.sites.items():
-            if key not in self._places:
-                self._places[key] = self._hook(site)
+        for key in task.sites:
             self._places[key].deltas[task.name] = task.delta(key)
 
     def load(self, folder: str | Path) -> Task:

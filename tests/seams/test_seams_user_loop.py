@@ -9,14 +9,14 @@ import transformers as tf
 import tiny
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.errors import ConfigError
+from intarsia.errors import BackboneError, ConfigError
 from intarsia.heads import Decoding
 from intarsia.methods import BottleneckAdapter, LoRA
 from intarsia.methods.prefix import PrefixTuning
 from intarsia.methods.prompt import PromptTuning
 from intarsia.methods.ptuning import PTuning
 from intarsia.task import Task
-from methods.every import HEAD, row, stir
+from methods.every import HEAD, row, stir, wrap
 from seams.byhand import EXACT, Exact, alone, padded, task64, wrap64
 
 WRITERS = tiny.DECODERS + tiny.SEQ2SEQ
@@ -234,3 +234,18 @@ def test_pain_13_fp32_tasks_train_and_write_on_low_precision_models(family, dtyp
     new = TaskBank(backbone, tasks).generate(given, [task.name for task in tasks], Decoding(max_new_tokens=3, beams=2))
     assert len(new) == len(tasks)
     assert all(one.dtype is torch.int64 for one in new)
+
+
+def test_a_second_bank_with_prefixes_on_one_backbone_is_refused_until_the_first_lets_go():
+    backbone = wrap("llama")
+    one, two = (new_prefix(backbone, name) for name in ("one", "two"))
+    first, second = TaskBank(backbone, [one]), TaskBank(backbone)
+    with pytest.raises(BackboneError, match="detach"):
+        second.add(two)
+    assert not second.tasks
+    first.detach()
+    TaskBank(backbone, [two])(tiny.inputs("llama"), tasks="two")
+
+
+def new_prefix(backbone, name):
+    return Task.new(name, backbone, PrefixTuning(length=2, mid=None), HEAD).eval()

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from intarsia.errors import BackboneError
 from intarsia.sites import Site
 
 
@@ -206,7 +207,11 @@ class AttentionHook:
     """One function at one attention module; at most one of each sort at a time."""
 
     def __init__(self, seam: AttentionSeam, module: nn.Module, slot: str, call: Any, table: nn.Module | None) -> None:
-        assert slot not in module.__dict__, f"{slot} is taken"
+        if slot in module.__dict__:
+            raise BackboneError(
+                "another bank on this backbone has prefixes already, and an attention takes them from one; put all tasks into one "
+                "bank, or detach() the other first"
+            )
         self.seam, self.module, self.slot = seam, module, slot
         # Past nn.Module's own __setattr__: the table must not become a submodule here, with keys in the state_dict.
         module.__dict__[slot] = call
