@@ -155,7 +155,8 @@ def few_summary(rows: list[Row]) -> list[str]:
         line: Row = {"rows": size}
         for name in FEW:
             if row := found.get((name, size)):
-                line[name] = f"{row['test BLEU']:.2f} ± {row['std'] or 0:.2f} ({row['seeds']})"
+                spread = "" if row["std"] is None else f" ± {row['std']:.2f}"
+                line[name] = f"{row['test BLEU']:.2f}{spread} ({row['seeds']})"
         shown.append(line)
     lines = ["## Few rows", "",
              "Test BLEU, greedy: mean and standard deviation over draws (their number). Early stopping on further rows, "
