@@ -3,6 +3,7 @@
 Two heads train nothing, and let the frozen language model speak: `generation`, and a classification head with a `verbaliser`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from intarsia import ops
 from intarsia.errors import ConfigError
 
 Kind = Literal["classification", "multi-label", "regression", "token-classification", "generation"]
@@ -151,6 +153,10 @@ class HeadModule(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """states: (B, T, D), mask: (B, T) or None. Returns fp32 scores (B, C); (B, T, C) for token classification."""
+        return ops.linear(self.read(states, mask, pooler), self.weight, self.bias)
+
+    def read(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
+        """What the scores are made from: (B, D); (B, T, D) for token classification."""
         if self.head.kind != "token-classification":
             pooled = pool(states, mask, self.head.pooling)
             if self.head.pooling == "pooler":
@@ -158,9 +164,33 @@ class HeadModule(nn.Module):
                 pooled = pooler(pooled.unsqueeze(1))  # transformers' poolers take the first of (B, T, D)
             states = pooled
         states = states.to(self.weight.dtype)
-        if self.training and self.head.dropout:
-            states = F.dropout(states, self.head.dropout)
-        return F.linear(states, self.weight[0], self.bias[0])
+        return F.dropout(states, self.head.dropout) if self.training and self.head.dropout else states
+
+
+def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[HeadModule | None]) -> list[Tensor]:
+    """The scores of each row by its own head; its states (T, D) where it has none. states: (B, T, D), mask: (B, T) or None.
+
+    Heads of one shape are one product, however many tasks they are of.
+    """
+    found = list(states)
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for row, module in enumerate(heads):
+        if module is not None:
+            head = module.head
+            alike.setdefault((head.kind, head.pooling, head.outputs, head.dropout, module.training), []).append(row)
+    for rows in alike.values():
+        modules = [module for row in rows if (module := heads[row]) is not None]
+        own, seen = states, mask
+        if len(rows) < len(heads):
+            index = torch.tensor(rows, device=states.device)
+            own, seen = states[index], None if mask is None else mask[index]
+        read = modules[0].read(own, seen)
+        if all(module is modules[0] for module in modules):
+            modules = modules[:1]
+        weight, bias = (torch.cat([getattr(module, name) for module in modules]) for name in ("weight", "bias"))
+        for row, score in zip(rows, ops.linear(read, weight, bias), strict=True):
+            found[row] = score
+    return found
 
 
 def loss(head: Head, scores: Tensor, labels: Tensor) -> Tensor:

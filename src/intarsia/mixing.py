@@ -1,7 +1,8 @@
-"""What the rows of one call get from tasks of different sorts, at the two seams where virtual positions go in.
+"""What the rows of one call get from tasks of different sorts, at each of the three seams.
 
-The rows are sorted by task: `deltas` and `counts` have one entry for each run of rows with the same task, None where that task
-has no delta at the place. Unequal lengths are padded and hidden, so a row never meets another task's positions.
+The rows are sorted: `deltas` and `counts` have one entry for each run of rows with the same source, None where it has no delta at
+the place. A delta of N tasks has tensors (N, ...) for a run of rows in N equal parts. Unequal lengths are padded and hidden, so a
+row never meets another task's positions.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,28 @@ from torch.nn import functional as F
 
 from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import PLACES, Prompts
-from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta
+from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta, ProjectionDelta
+
+
+def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
+    """Each run of rows through its own delta; the others pass unchanged. x: (B, ..., D_in), y: (B, ..., D)."""
+    if len(deltas) == 1:
+        return y if deltas[0] is None else deltas[0](x, y)
+    pieces, stop = [], 0
+    for delta, count in zip(deltas, counts, strict=True):
+        span = slice(stop, stop := stop + count)
+        assert delta is None or isinstance(delta, ProjectionDelta)
+        pieces.append(y[span] if delta is None else delta(x[span], y[span]))
+    return torch.cat(pieces)
+
+
+def _rows(values: Tensor, count: int) -> Tensor:
+    """(N, ...) -> (count, ...): each task's values for its rows. One task's are not copied."""
+    return (
+        values.expand(count, *values.shape[1:])
+        if len(values) == 1
+        else values.repeat_interleave(count // len(values), 0)
+    )
 
 
 def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int]) -> Prefix:
@@ -21,14 +43,16 @@ def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int]) -> Prefi
     offset = any(isinstance(delta, KeyValueDelta) and delta.offset for delta in deltas)
     like = next(pair for pair in made if pair is not None)
     if len(made) == 1:
-        return Prefix(*like, offset=offset)
+        keys, values = (part if len(part) == 1 else _rows(part, counts[0]) for part in like)
+        return Prefix(keys, values, offset=offset)
     longest = max(pair[0].shape[2] for pair in made if pair is not None)
     columns = torch.arange(longest, device=like[0].device)
     keys, values, visible = [], [], []
     for pair, count in zip(made, counts, strict=True):
         length = 0 if pair is None else pair[0].shape[2]
         for source, pieces in zip(like if pair is None else pair, (keys, values), strict=True):
-            pieces.append(F.pad(source[:, :, :length], (0, 0, longest - length, 0)).expand(count, -1, -1, -1))
+            own = source[:1] if pair is None else source
+            pieces.append(_rows(F.pad(own[:, :, :length], (0, 0, longest - length, 0)), count))
         visible.append((columns >= longest - length).expand(count, -1))
     return Prefix(torch.cat(keys), torch.cat(values), torch.cat(visible), offset)
 
@@ -51,7 +75,7 @@ def mix_prompts(
     empty = made[0].new_zeros(1, 0, made[0].shape[2])
     full = [F.pad(empty if v is None else v, (0, 0, 0, longest - (0 if v is None else v.shape[1]))) for v in vectors]
     return Prompts(
-        vectors=torch.cat([vector.expand(count, -1, -1) for vector, count in zip(full, counts, strict=True)]),
+        vectors=torch.cat([_rows(vector, count) for vector, count in zip(full, counts, strict=True)]),
         lengths=by_row([0 if delta is None else delta.length for delta in prompts]),
         places=by_row([0 if delta is None else PLACES[delta.place] for delta in prompts]),
         # A list: torch.compile knows neither `default` nor generators here, and would break its graph.

@@ -52,7 +52,7 @@ def test_bottleneck_equals_a_loop_over_rows(route, tokens, reads, writes, width,
     loop = torch.stack(
         [bottleneck_row(row, *(w[n] for w in weights), torch.tanh) for row, n in zip(x, route, strict=True)]
     )
-    out = ops.bottleneck(x, *weights, torch.tanh, torch.tensor(route))
+    out = ops.bottleneck(x, *(w[route] for w in weights), torch.tanh)
     torch.testing.assert_close(out, loop, rtol=tol, atol=tol)
 
 
@@ -62,14 +62,14 @@ def test_bottleneck_equals_a_loop_over_rows(route, tokens, reads, writes, width,
 def test_low_rank_equals_a_loop_over_rows(route, tokens, reads, writes, width, dtype, tol):
     x, a, b = draw((len(route), tokens, reads), (TASKS, width, reads), (TASKS, writes, width), dtype=dtype)
     loop = torch.stack([row @ a[n].T @ b[n].T for row, n in zip(x, route, strict=True)])
-    torch.testing.assert_close(ops.low_rank(x, a, b, torch.tensor(route)), loop, rtol=tol, atol=tol)
+    torch.testing.assert_close(ops.low_rank(x, a[route], b[route]), loop, rtol=tol, atol=tol)
 
 
 @traffic
 @pytest.mark.parametrize("inner", [(), (5,), (2, 3), (4, 4)], ids=str)
 def test_per_task_gives_each_row_its_own_vector_under_any_inner_axes(route, inner):
     like, vector = draw((len(route), *inner, 7), (TASKS, 7))
-    out = like + ops.per_task(vector, like, torch.tensor(route))
+    out = like + ops.per_task(vector[route], like)
     loop = torch.stack([row + vector[n] for row, n in zip(like, route, strict=True)])
     assert torch.equal(out, loop)
 
@@ -81,7 +81,7 @@ def test_a_routed_row_may_have_any_number_of_inner_axes(inner):
     x, *weights = bottleneck_arguments(4, 1, 6, 5, 2)
     (x,) = draw((4, *inner, 6))
     loop = torch.stack([bottleneck_row(row, *(w[n] for w in weights), F.relu) for row, n in zip(x, route, strict=True)])
-    torch.testing.assert_close(ops.bottleneck(x, *weights, F.relu, torch.tensor(route)), loop, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ops.bottleneck(x, *(w[route] for w in weights), F.relu), loop, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 6), (15, 6), (6,), (2, 3, 5, 6)], ids=str)
@@ -97,23 +97,33 @@ def test_without_a_route_every_row_is_of_the_one_task_however_laid_out(shape):
     torch.testing.assert_close(ops.low_rank(x, one[0], one[2]), x @ one[0][0].T @ one[2][0].T)
 
 
-def test_without_a_route_equals_a_route_of_zeros():
-    x, *weights = bottleneck_arguments(3, 4, 6, 5, 2)
-    one = [w[:1] for w in weights]
-    zeros = torch.zeros(3, dtype=torch.long)
-    torch.testing.assert_close(ops.bottleneck(x, *one, F.relu), ops.bottleneck(x, *one, F.relu, zeros))
-    torch.testing.assert_close(ops.low_rank(x, one[0], one[2]), ops.low_rank(x, one[0], one[2], zeros))
+@pytest.mark.parametrize("each", [1, 2, 3])
+def test_rows_in_equal_runs_are_of_one_task_a_run(each):
+    x, *weights = bottleneck_arguments(TASKS * each, 5, 6, 4, 3)
+    route = [task for task in range(TASKS) for _ in range(each)]
+    loop = torch.stack([bottleneck_row(row, *(w[n] for w in weights), F.relu) for row, n in zip(x, route, strict=True)])
+    torch.testing.assert_close(ops.bottleneck(x, *weights, F.relu), loop, rtol=1e-12, atol=1e-12)
+    like = loop
+    assert torch.equal(like + ops.per_task(weights[3], like), like + weights[3][route][:, None])
+
+
+def test_rows_that_do_not_come_in_equal_runs_are_refused():
+    x, *weights = bottleneck_arguments(TASKS + 1, 5, 6, 4, 3)
+    with pytest.raises(RuntimeError):
+        ops.bottleneck(x, *weights, F.relu)
 
 
 @pytest.mark.parametrize("route", [None, [0, 2, 2]], ids=["one task", "routed"])
 def test_gradients_of_every_operation_are_right(route):
     tasks = 1 if route is None else 3
-    index = None if route is None else torch.tensor(route)
+    index = slice(None) if route is None else torch.tensor(route)
     x, *weights = (t.requires_grad_() for t in draw((3, 2, 4), (tasks, 2, 4), (tasks, 2), (tasks, 3, 2), (tasks, 3)))
-    assert torch.autograd.gradcheck(lambda *t: ops.bottleneck(*t, torch.tanh, index), (x, *weights))
-    assert torch.autograd.gradcheck(lambda *t: ops.low_rank(*t, index), (x, weights[0], weights[2]))
+    assert torch.autograd.gradcheck(
+        lambda t, *w: ops.bottleneck(t, *(one[index] for one in w), torch.tanh), (x, *weights)
+    )
+    assert torch.autograd.gradcheck(lambda t, a, b: ops.low_rank(t, a[index], b[index]), (x, weights[0], weights[2]))
     like = x[..., :3].detach()
-    assert torch.autograd.gradcheck(lambda v: like * ops.per_task(v, like, index), (weights[3],))
+    assert torch.autograd.gradcheck(lambda v: like * ops.per_task(v[index], like), (weights[3],))
     for centre in (True, False):
         assert torch.autograd.gradcheck(lambda t, centre=centre: ops.normalise(t, 1e-5, centre=centre), (x,))
 
@@ -121,20 +131,24 @@ def test_gradients_of_every_operation_are_right(route):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("route", [None, [0, 1, 1]], ids=["one task", "routed"])
 def test_fp32_weights_are_used_in_the_states_number_type_and_get_fp32_gradients(dtype, route):
-    index = None if route is None else torch.tensor(route)
+    index = [0] if route is None else torch.tensor(route)
     x, *weights = bottleneck_arguments(3, 4, 16, 16, 4, torch.float32)
     for w in weights:
         w.mul_(0.3).requires_grad_()
     low = x.to(dtype)
-    out = ops.bottleneck(low, *weights, F.gelu, index) + ops.low_rank(low, weights[0], weights[2], index)
-    out = out * ops.per_task(weights[3], out, index)
+
+    def all_of_them(x):
+        own = [w[index] for w in weights]
+        out = ops.bottleneck(x, *own, F.gelu) + ops.low_rank(x, own[0], own[2])
+        return out * ops.per_task(own[3], out)
+
+    out = all_of_them(low)
     assert out.dtype is dtype
     out.float().sum().backward()
     for w in weights:
         assert w.grad.dtype is torch.float32
         assert w.grad.isfinite().all()
-    wide = ops.bottleneck(x, *weights, F.gelu, index) + ops.low_rank(x, weights[0], weights[2], index)
-    wide = wide * ops.per_task(weights[3], wide, index)
+    wide = all_of_them(x)
     torch.testing.assert_close(out.float(), wide, rtol=0.1, atol=0.1)
 
 

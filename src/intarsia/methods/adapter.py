@@ -134,15 +134,15 @@ class BottleneckDelta(ProjectionDelta):
             # torch's truncated normal divides by std; std = 0 (all zero) is a legal, if odd, choice.
             nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std) if std else nn.init.zeros_(weight)
 
-    def forward(self, x: Tensor, y: Tensor, route: Tensor | None) -> Tensor:
-        """x: (B, T, D_in), the sublayer's input; y: (B, T, D); route: (B,) or None. Returns (B, T, D)."""
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x: (B, T, D_in), the sublayer's input; y: (B, T, D). Returns (B, T, D)."""
         dropout = self.method.dropout if self.training else 0.0
         inner = x if self.method.parallel else y
         change = ops.bottleneck(
-            inner, self.down, self.down_bias, self.up, self.up_bias, self.activation, route, dropout
+            inner, self.down, self.down_bias, self.up, self.up_bias, self.activation, dropout
         )
         if self.scale is not None:
-            change = change * ops.per_task(self.scale, change, route)
+            change = change * ops.per_task(self.scale, change)
         elif self.method.scale != 1.0:
             change = change * float(self.method.scale)
         return y + change

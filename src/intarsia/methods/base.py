@@ -32,10 +32,10 @@ class Delta(nn.Module):
 
 
 class ProjectionDelta(Delta):
-    """Changes the output of a module: y' = forward(x, y, route)."""
+    """Changes the output of a module: y' = forward(x, y)."""
 
-    def forward(self, x: Tensor, y: Tensor, route: Tensor | None) -> Tensor:
-        """x: (B, T, D_in), y: (B, T, D), route: (B,) in [0, N), or None for N = 1. Returns (B, T, D)."""
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x: (B, T, D_in), y: (B, T, D), B rows in N equal runs, one run a task. Returns (B, T, D)."""
         raise NotImplementedError
 
 

@@ -79,8 +79,8 @@ class LowRankDelta(ProjectionDelta):
         self.b = nn.Parameter(torch.zeros(1, writes, method.rank))
         nn.init.kaiming_uniform_(self.a[0], a=math.sqrt(5))
 
-    def forward(self, x: Tensor, y: Tensor, route: Tensor | None) -> Tensor:
-        """x: (B, T, D_in), y: (B, T, D_out), route: (B,) or None. Returns (B, T, D_out)."""
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x: (B, T, D_in), y: (B, T, D_out). Returns (B, T, D_out)."""
         if self.training and self.method.dropout:
             x = F.dropout(x, self.method.dropout)
-        return y + ops.low_rank(x, self.a, self.b, route) * (self.method.alpha / self.method.rank)
+        return y + ops.low_rank(x, self.a, self.b) * (self.method.alpha / self.method.rank)

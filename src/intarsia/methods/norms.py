@@ -34,10 +34,10 @@ class NormDelta(ProjectionDelta):
         self.gain = nn.Parameter(torch.zeros(1, site.width))
         self.bias = nn.Parameter(torch.zeros(1, site.width)) if site.bias else None
 
-    def forward(self, x: Tensor, y: Tensor, route: Tensor | None) -> Tensor:
-        """x, y: (B, ..., D), the norm's input and output; route: (B,) or None. Returns (B, ..., D)."""
-        y = y + ops.normalise(x, self.eps, centre=self.centre) * ops.per_task(self.gain, y, route)
-        return y if self.bias is None else y + ops.per_task(self.bias, y, route)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x, y: (B, ..., D), the norm's input and output. Returns (B, ..., D)."""
+        y = y + ops.normalise(x, self.eps, centre=self.centre) * ops.per_task(self.gain, y)
+        return y if self.bias is None else y + ops.per_task(self.bias, y)
 
 
 class BiasDelta(ProjectionDelta):
@@ -47,9 +47,9 @@ class BiasDelta(ProjectionDelta):
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(1, width))
 
-    def forward(self, x: Tensor, y: Tensor, route: Tensor | None) -> Tensor:
-        """x: unused; y: (B, ..., D); route: (B,) or None. Returns (B, ..., D)."""
-        return y + ops.per_task(self.bias, y, route)
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """x: unused; y: (B, ..., D). Returns (B, ..., D)."""
+        return y + ops.per_task(self.bias, y)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

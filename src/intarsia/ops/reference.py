@@ -1,8 +1,9 @@
 """The definition of each operation in plain torch. A fast version may be faster, never different.
 
 One legend: B rows, T tokens (any number of inner axes), D width, R rank, M bottleneck width, N tasks.
-`route` is (B,) int64 in [0, N): the task of each row. `route=None` says that N is 1 and every row is of that task; then
-the rows may be laid out in any way, (B, T, D) or (B * T, D).
+
+The rows belong to the N tasks in N equal runs: row i to task i // (B / N). With N = 1 every row is of that task, and the rows
+may be laid out in any way, (B, T, D) or (B * T, D); with N = B each row has tensors of its own.
 """
 
 from collections.abc import Callable
@@ -14,15 +15,16 @@ from torch.nn import functional as F
 Activation = Callable[[Tensor], Tensor]
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, route: Tensor | None) -> Tensor:
-    """x: (B, T, D_in), weight: (N, D_out, D_in), bias: (N, D_out) or None. Returns (B, T, D_out)."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """out[i] = weight[n] x[i] + bias[n].   x: (B, T, D_in), weight: (N, D_out, D_in), bias: (N, D_out) or None -> (B, T, D_out)."""
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    if route is None:
+    tasks, writes, reads = weight.shape
+    if tasks == 1:
         return F.linear(x, weight[0], None if bias is None else bias[0])
-    rows = x.reshape(x.shape[0], -1, x.shape[-1])
-    product = (rows @ weight[route].mT).view(*x.shape[:-1], weight.shape[1])
-    return product if bias is None else product + per_task(bias, product, route)
+    rows = x.reshape(tasks, x.numel() // (tasks * reads), reads)
+    product = rows @ weight.mT if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
+    return product.view(*x.shape[:-1], writes)
 
 
 def bottleneck(
@@ -32,34 +34,31 @@ def bottleneck(
     up: Tensor,
     up_bias: Tensor,
     activation: Activation,
-    route: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """out[i] = up[n] activation(down[n] x[i] + down_bias[n]) + up_bias[n] with n = route[i].
+    """out[i] = up[n] activation(down[n] x[i] + down_bias[n]) + up_bias[n].
 
     x: (B, T, D), down: (N, M, D), down_bias: (N, M), up: (N, D_out, M), up_bias: (N, D_out). Returns (B, T, D_out).
     `dropout` is the probability with which entries of the inner activation are zeroed; 0 outside training.
     """
-    hidden = activation(_linear(x, down, down_bias, route))
+    hidden = activation(linear(x, down, down_bias))
     if dropout:
         hidden = F.dropout(hidden, dropout)
-    return _linear(hidden, up, up_bias, route)
+    return linear(hidden, up, up_bias)
 
 
-def low_rank(x: Tensor, a: Tensor, b: Tensor, route: Tensor | None = None) -> Tensor:
-    """out[i] = b[n] a[n] x[i] with n = route[i].
-
-    x: (B, T, D_in), a: (N, R, D_in), b: (N, D_out, R). Returns (B, T, D_out).
-    """
-    return _linear(_linear(x, a, None, route), b, None, route)
+def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """out[i] = b[n] a[n] x[i].   x: (B, T, D_in), a: (N, R, D_in), b: (N, D_out, R). Returns (B, T, D_out)."""
+    return linear(linear(x, a, None), b, None)
 
 
-def per_task(vector: Tensor, like: Tensor, route: Tensor | None = None) -> Tensor:
-    """vector: (N, D) -> each row's own vector in `like`'s dtype, shaped to be added to `like`: (B, ..., D)."""
+def per_task(vector: Tensor, like: Tensor) -> Tensor:
+    """vector: (N, D) -> each row's own vector in `like`'s dtype, shaped to be added to `like`: (D,), or (B, ..., D)."""
     vector = vector.to(like.dtype)
-    if route is None:
+    if len(vector) == 1:
         return vector[0]
-    return vector[route].view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
+    rows = vector.repeat_interleave(like.shape[0] // len(vector), dim=0)
+    return rows.view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
 
 
 def normalise(x: Tensor, eps: float, *, centre: bool) -> Tensor:

@@ -1,0 +1,215 @@
+"""Which tasks a bank holds: they come, go, change places and are paged, each at the cost of its own tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+from intarsia.backbone import Backbone
+from intarsia.backbone.attention import Prefix
+from intarsia.backbone.entrance import Prompts
+from intarsia.backbone.hooks import Hooks
+from intarsia.errors import TaskError, nearest
+from intarsia.routing import PLAIN, Resident, Route, group_rows, route_of, route_rows
+from intarsia.sites import Role, Site
+from intarsia.storage import Live, Shelf, Stored
+from intarsia.task import Task
+
+
+class Residents:
+    """Tasks on one backbone, the hooks that they need, and the routing of rows to them."""
+
+    def __init__(self, backbone: Backbone, capacity: int | None) -> None:
+        self.backbone = backbone
+        self.tasks: dict[str, Task] = {}
+        """By name. A stored task's head, labels, data and metrics are in it; its tensors are the bank's, until `evict`."""
+        self.aliases: dict[str, str] = {}
+        """Other names of tasks."""
+        self._residents: dict[str, Resident] = {}
+        self._shelf = Shelf(backbone.device, capacity)
+        self._hooks: dict[str, tuple[Hooks, int]] = {}
+        """By the site's key, with the number of tasks there."""
+        self._stacked = backbone.device.type == "cuda"
+        self._mixes = True
+        self._default = self._route = PLAIN
+        self._active: str | None = None
+
+    def add(self, task: Task, name: str | None = None) -> None:
+        """Makes a task resident, under its own name or another. TaskError when the name is taken or it is another backbone's."""
+        name = name or task.name
+        if name in self.tasks or name in self.aliases:
+            raise TaskError(f"the bank already holds a task named {name!r}; evict it first or give another name.")
+        self._check(task)
+        frozen = not any(parameter.requires_grad for parameter in task.parameters())
+        resident = self._shelf.store(task, self.backbone.dtype) if frozen else Live(task)
+        self._hook_all(task)
+        if isinstance(resident, Stored):
+            self._shelf.put(name, resident)
+        self._residents[name] = resident
+        self.tasks[name] = resident.task
+
+    def load(self, folder: str | Path, name: str | None = None) -> Task:
+        """Loads a task folder into the bank's memory, under its own name or another, and returns what `tasks` holds of it."""
+        task = Task.load(folder, self.backbone).requires_grad_(False)
+        self.add(task, name)
+        return self.tasks[name or task.name]
+
+    def evict(self, name: str) -> Task:
+        """Takes a task out and returns it, with its tensors; sites that no other task uses lose their hooks."""
+        name = self._known(name)
+        if self._active == name:
+            self.activate(None)
+        resident = self._residents.pop(name)
+        task = self.tasks.pop(name)
+        if isinstance(resident, Stored):
+            self._shelf.take(name)
+            task = resident.whole()
+        self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
+        for key in task.sites:
+            hooks, users = self._hooks.pop(key)
+            if users > 1:
+                self._hooks[key] = hooks, users - 1
+            else:
+                hooks.remove()
+        return task
+
+    def replace(self, name: str, task: Task) -> None:
+        """Puts another task in a resident one's place; its aliases stay. TaskError, and nothing changed, when it does not fit."""
+        name = self._known(name)
+        self._check(task)
+        active, aliases = self._active, {a: n for a, n in self.aliases.items() if n == name}
+        old = self.evict(name)
+        try:
+            self.add(task, name)
+        except BaseException:
+            self.add(old, name)
+            raise
+        finally:
+            self.aliases |= aliases
+        if active == name:
+            self.activate(name)
+
+    def alias(self, alias: str, name: str) -> None:
+        """Another name for a resident task; an alias that exists is moved."""
+        if alias in self.tasks:
+            raise TaskError(f"the bank already holds a task named {alias!r}; choose another alias.")
+        self.aliases[alias] = self._known(name)
+
+    def detach(self) -> None:
+        """Takes all tasks out; the backbone's outputs are as before, to the bit."""
+        for name in list(self.tasks):
+            self.evict(name)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes of the bank's memory for a task: 0 for one in training, which is its owner's."""
+        return self._residents[self._known(name)].nbytes
+
+    def on_device(self, name: str) -> bool:
+        """Whether a task's tensors are on the device now, not paged out."""
+        resident = self._residents[self._known(name)]
+        return isinstance(resident, Live) or self._shelf.here(self._known(name))
+
+    @property
+    def device_bytes(self) -> int:
+        """Of the stored tasks on the device."""
+        return self._shelf.used
+
+    @property
+    def host_bytes(self) -> int:
+        """Of the stored tasks that are paged out."""
+        return self._shelf.paged
+
+    def activate(self, name: str | None) -> None:
+        """The task of every row when the model itself is called, as in a user's own loop over `backbone.model`; None: none."""
+        self._active = None if name is None else self._known(name)
+        self._default = self._route = PLAIN if name is None else self._alone(self._known(name))
+
+    def passes(self, names: Sequence[str | None]) -> list[list[int]]:
+        """Row indices of each pass that a batch of these tasks takes, sorted as `route` wants them."""
+        names = [None if name is None else self._known(name) for name in names]
+
+        def place(row: int) -> tuple[int, str]:
+            resident = self._residents.get(names[row] or "")
+            return (0 if resident is None else id(getattr(resident, "form", resident))), names[row] or ""
+
+        groups = group_rows(self.backbone, names, self.tasks, mixes=self._mixes)
+        return [part for rows in groups for part in self._shelf.batches(sorted(rows, key=place), names)]
+
+    def route(self, names: Sequence[str | None], *, entered: bool = False, beams: bool = False) -> Route:
+        """The routing of the rows of one pass, in the order of `passes`; to be used with `under`. It keeps the tensors that the
+        tasks have now, and is good for as many calls of the model as wanted."""
+        names = [None if name is None else self._known(name) for name in names]
+        self._shelf.fetch(name for name in names if name and isinstance(self._residents[name], Stored))
+        rows = [None if name is None else self._residents[name] for name in names]
+        return route_rows(rows, stacked=self._stacked, entered=entered, beams=beams)
+
+    @contextmanager
+    def under(self, route: Route) -> Iterator[None]:
+        """The model's calls meanwhile are routed so."""
+        self._route = route
+        try:
+            yield
+        finally:
+            self._route = self._default
+
+    def _alone(self, name: str) -> Route:
+        if isinstance(self._residents[name], Stored):
+            self._shelf.fetch([name])
+        return route_of(self._residents[name])
+
+    def _known(self, name: str) -> str:
+        name = self.aliases.get(name, name)
+        if name not in self.tasks:
+            known = list(self.tasks)
+            raise TaskError(
+                f"the bank holds no task {name!r}; it holds: {', '.join(known) or 'none'}{nearest(name, known)}"
+            )
+        return name
+
+    def _check(self, task: Task) -> None:
+        if task.backbone_info["fingerprint"] != self.backbone.fingerprint:
+            raise TaskError(
+                f"task {task.name!r} was made for backbone {task.backbone_info['name']!r}, the bank's is {self.backbone.name!r}."
+            )
+        known = {site.key for site in self.backbone.sites}
+        if missing := [key for key in task.sites if key not in known]:
+            raise TaskError(
+                f"task {task.name!r} has a module at {missing[0]!r}, which this class of the model lacks; load the backbone "
+                "as the class that the task was made on."
+            )
+
+    def _hook_all(self, task: Task) -> None:
+        """Hooks at all sites of a task; when one fails, none."""
+        new = {}
+        try:
+            for key, site in task.sites.items():
+                if key not in self._hooks:
+                    new[key] = self._hook(site)
+        except BaseException:
+            for hooks in new.values():
+                hooks.remove()
+            raise
+        for key in task.sites:
+            hooks, users = self._hooks.get(key) or (new[key], 0)
+            self._hooks[key] = hooks, users + 1
+
+    def _hook(self, site: Site) -> Hooks:
+        key, device = site.key, self.backbone.device
+
+        def project(x: Tensor, y: Tensor) -> Tensor:
+            return self._route.project(key, x, y)
+
+        def replace() -> Tensor | None:
+            return self._route.replacement(key)
+
+        def extend(rows: int) -> Prefix | None:
+            return self._route.prefix(key, rows)
+
+        def enter(rows: int) -> Prompts | None:
+            return self._route.prompts(key, rows, device)
+
+        changes = {Role.WEIGHT: replace, Role.KV: extend, Role.EMBED: enter, Role.EMBED_OUT: enter}
+        return self.backbone.hook(site, changes.get(site.role, project))

@@ -1,0 +1,231 @@
+"""Where the tensors of resident tasks lie: each stored task is one flat tensor, so that it comes, goes and is paged as one copy.
+
+Tasks of equal shape share a `Form`: their deltas without tensors, and where each tensor lies in the flat one. What costs memory
+per task is its numbers, and little else. N tasks of one form, one below the other, are the (N, ...) tensors that deltas take.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.errors import ConfigError
+from intarsia.methods import Delta
+from intarsia.task import Task
+
+_ALIGN = 8
+"""Tensors begin at multiples of so many numbers: 16 bytes in half precision, as matrix units want."""
+
+
+def form_key(task: Task) -> tuple[object, ...]:
+    """Equal for tasks that can share a form."""
+    shapes = tuple((name, tuple(tensor.shape)) for name, tensor in task.tensors().items() if name[:4] != "head")
+    return task.method.folded(), task.offset, shapes
+
+
+class Form:
+    """What tasks of equal shape share."""
+
+    def __init__(self, task: Task) -> None:
+        self.key = form_key(task)
+        self.users = 0
+        """Stored tasks that have it."""
+        self.shells: dict[str, Delta] = {}
+        self.layout: dict[str, list[tuple[str, int, torch.Size]]] = {}
+        """By the site's key: name, offset and shape, without the task axis, of each tensor."""
+        self.size = 0
+        """Numbers per task."""
+        self.offset = task.offset
+        """Positions by which the rows' tokens are moved."""
+        for key in task.sites:
+            if (delta := task.delta(key)) is not None:
+                self.shells[key] = copy.deepcopy(delta.fold()).to("meta").eval()
+                self.layout[key] = []
+                for name, parameter in self.shells[key].named_parameters():
+                    self.layout[key].append((name, self.size, parameter.shape[1:]))
+                    self.size += -(-parameter[0].numel() // _ALIGN) * _ALIGN
+
+    def pack(self, task: Task, dtype: torch.dtype) -> Tensor:
+        """(size,), on the CPU: the task's tensors in their folded form. In the backbone's dtype, to which each use would cast."""
+        flat = torch.zeros(self.size, dtype=dtype)
+        for key, entries in self.layout.items():
+            delta = task.delta(key)
+            assert delta is not None
+            tensors = dict(delta.fold().named_parameters())
+            for name, at, shape in entries:
+                flat[at : at + shape.numel()] = tensors[name].detach().flatten()
+        return flat
+
+    def unpack(self, flat: Tensor, task: Task) -> Task:
+        """The inverse of `pack`, into a copy of the light task."""
+        whole = copy.copy(task)
+        whole._modules = dict(task._modules)
+        whole.deltas = nn.ModuleDict()
+        for key, shell in self.shells.items():
+            full = copy.deepcopy(shell)
+            for name, at, shape in self.layout[key]:
+                values = flat[at : at + shape.numel()].view(1, *shape).to(torch.float32, copy=True)
+                full._parameters[name] = nn.Parameter(values, requires_grad=False)
+            whole.deltas[key.replace(".", ":")] = full
+        return whole
+
+
+class Slots:
+    """N tasks of one form as deltas: the source of a run of rows."""
+
+    def __init__(self, form: Form, flat: Tensor) -> None:
+        """flat: (N, size)."""
+        self.form, self.flat = form, flat
+        self._made: dict[str, Delta | None] = {}
+
+    def delta(self, key: str) -> Delta | None:
+        """The delta at a site, with views of the flat tensor for parameters; None where the tasks have none."""
+        if key not in self._made:
+            shell = self.form.shells.get(key)
+            self._made[key] = None if shell is None else self._with_tensors(key, shell)
+        return self._made[key]
+
+    def _with_tensors(self, key: str, shell: Delta) -> Delta:
+        # As copy.copy does, without the several microseconds of its protocol: there is one for each task, site and batch.
+        made = object.__new__(type(shell))
+        made.__dict__.update(shell.__dict__)
+        tensors = dict(shell._parameters)  # those that are None stay so
+        for name, at, shape in self.form.layout[key]:
+            tensors[name] = self.flat[:, at : at + shape.numel()].view(-1, *shape)  # type: ignore[assignment]
+        made.__dict__["_parameters"] = tensors
+        return made
+
+
+class Live:
+    """A task in training, used as it is: gradients reach its own parameters."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.nbytes = 0
+        """Of the bank's own memory: none."""
+
+    def delta(self, key: str) -> Delta | None:
+        """The task's own delta at a site."""
+        return self.task.delta(key)
+
+
+class Stored:
+    """A frozen task in the bank's own memory. `task` is what is known of it besides its deltas' tensors."""
+
+    def __init__(self, task: Task, form: Form, flat: Tensor) -> None:
+        self.form, self.flat = form, flat
+        self.task = copy.copy(task)
+        self.task._modules = dict(task._modules)
+        self.task.deltas = nn.ModuleDict({key.replace(".", ":"): shell for key, shell in form.shells.items()})
+        self.task.head_module = copy.deepcopy(task.head_module)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the flat tensor."""
+        return self.flat.numel() * self.flat.element_size()
+
+    def slots(self) -> Slots:
+        """As the source of rows that are all of this task."""
+        return Slots(self.form, self.flat[None])
+
+    def whole(self) -> Task:
+        """The task with its tensors, on the CPU."""
+        return self.form.unpack(self.flat.cpu(), self.task)
+
+
+class Shelf:
+    """The stored tasks of a bank: on the device while there is room, the least recently used in host memory beyond that."""
+
+    def __init__(self, device: torch.device, capacity: int | None) -> None:
+        """capacity: bytes on the device; None: all that it has."""
+        if capacity is not None and capacity < 1:
+            raise ConfigError(f"TaskBank.capacity is in bytes and must be at least 1, got {capacity}")
+        self.device, self.capacity = device, capacity
+        self._forms: dict[tuple[object, ...], Form] = {}
+        self._here: OrderedDict[str, Stored] = OrderedDict()
+        """On the device, the least recently used first."""
+        self._away: dict[str, Stored] = {}
+        self.used = 0
+        """Bytes on the device."""
+        self.paged = 0
+        """Bytes in host memory."""
+
+    def store(self, task: Task, dtype: torch.dtype) -> Stored:
+        """The task's tensors, packed in host memory; not yet on the shelf."""
+        form = self._forms.get(form_key(task)) or Form(task)
+        stored = Stored(task, form, form.pack(task, dtype))
+        if self.capacity is not None and stored.nbytes > self.capacity:
+            raise ConfigError(
+                f"task {task.name!r} needs {stored.nbytes:,} bytes, and the bank's capacity is {self.capacity:,}; give more"
+            )
+        return stored
+
+    def put(self, name: str, stored: Stored) -> None:
+        """Under this name, on the device, which may page others out."""
+        self._forms[stored.form.key] = stored.form
+        stored.form.users += 1
+        self._away[name] = stored
+        self.paged += stored.nbytes
+        self.fetch([name])
+
+    def take(self, name: str) -> None:
+        """Off the shelf."""
+        stored = self._here.pop(name, None)
+        if stored is not None:
+            self.used -= stored.nbytes
+        else:
+            stored = self._away.pop(name)
+            self.paged -= stored.nbytes
+        stored.form.users -= 1
+        if not stored.form.users:
+            del self._forms[stored.form.key]
+
+    def here(self, name: str) -> bool:
+        """Whether the task is on the device."""
+        return name in self._here
+
+    def fetch(self, names: Iterable[str]) -> None:
+        """Brings tasks to the device, all at once; `batches` sees to it that they have room together."""
+        wanted = dict.fromkeys(names)
+        for name in wanted:
+            if name in self._here:
+                self._here.move_to_end(name)
+        for name in wanted:
+            if (stored := self._away.pop(name, None)) is not None:
+                self.paged -= stored.nbytes
+                self._make_room(stored.nbytes, wanted)
+                self._move(stored, self.device)
+                self._here[name] = stored
+                self.used += stored.nbytes
+
+    def _make_room(self, nbytes: int, wanted: Iterable[str]) -> None:
+        while self.capacity is not None and self.used + nbytes > self.capacity:
+            name = next(name for name in self._here if name not in wanted)
+            stored = self._here.pop(name)
+            self._move(stored, torch.device("cpu"))
+            self._away[name] = stored
+            self.used -= stored.nbytes
+            self.paged += stored.nbytes
+
+    @staticmethod
+    def _move(stored: Stored, device: torch.device) -> None:
+        stored.flat = stored.flat.to(device)
+
+    def batches(self, rows: Sequence[int], names: Sequence[str | None]) -> Iterable[list[int]]:
+        """Splits the rows of a pass, sorted by task, where their tasks have no room on the device together."""
+        part: list[int] = []
+        total, last = 0, None
+        for row in rows:
+            name = names[row]
+            stored = None if name is None or name == last else self._here.get(name) or self._away.get(name)
+            needed = 0 if stored is None else stored.nbytes
+            if part and self.capacity is not None and total + needed > self.capacity:
+                yield part
+                part, total = [], 0
+            part.append(row)
+            total, last = total + needed, name
+        yield part
