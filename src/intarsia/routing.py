@@ -1,13 +1,14 @@
 """Which rows of a call are whose: the routing of one forward pass, and what the seams get from it.
 
-Rows are sorted, so that each source of deltas (one task, or several of one form, stacked) has one run of rows. At each site each
-source's delta works on its own run, and rows of tasks without a delta there pass unchanged.
+Rows are sorted, so that those of one task stand together, and tasks of one form too. At each site each delta works on its own rows,
+and rows of tasks without a delta there pass unchanged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from itertools import groupby
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from intarsia.backbone.entrance import Prompts
 from intarsia.methods import Delta
 from intarsia.mixing import mix_prefixes, mix_projections, mix_prompts
 from intarsia.sites import Role
-from intarsia.storage import Live, Slots, Stored
+from intarsia.storage import Live, Stored, by_row
 from intarsia.task import Task
 
 Resident = Live | Stored
@@ -28,120 +29,137 @@ class NotByRow(Exception):  # noqa: N818 - the bank catches it
     """A site's output has not one entry a row, so the rows' tasks cannot be told apart there."""
 
 
-class Source(Protocol):
-    """Where a run of rows has its deltas from."""
+class Run(Protocol):
+    """Neighbouring rows of a sorted batch that one delta serves at each site."""
+
+    rows: int
+    offset: int
+    """Positions by which the rows' tokens are moved."""
 
     def delta(self, key: str) -> Delta | None:
-        """The delta at a site, for the tasks of the run."""
+        """The delta at a site; None: the rows pass unchanged."""
         ...
 
 
-class Segment(NamedTuple):
-    """A run of rows with one source; stop None: all rows, however they are laid out."""
+class OneRun:
+    """Rows of the plain backbone (None), or of one task in training."""
 
-    source: Source | None
-    """None: the plain backbone."""
-    offset: int = 0
-    """Positions by which the rows' tokens are moved."""
-    start: int = 0
-    stop: int | None = None
+    def __init__(self, task: Task | None, rows: int) -> None:
+        self.task, self.rows = task, rows
+        self.offset = 0 if task is None else task.offset
 
     def delta(self, key: str) -> Delta | None:
-        """The source's delta at a site."""
-        return None if self.source is None else self.source.delta(key)
+        """The task's own."""
+        return None if self.task is None else self.task.delta(key)
+
+
+class StoredRun:
+    """Rows of stored tasks of one form.
+
+    A GPU wants few large products, so the rows' tasks are stacked, once for all sites. A CPU reads each task's matrices where they
+    lie. The tensors that the tasks have now are kept as long as the run is.
+    """
+
+    def __init__(self, tasks: Sequence[tuple[Stored, int]], *, stacked: bool) -> None:
+        """tasks: each with the number of its rows, in order."""
+        self.form, self.offset = tasks[0][0].form, tasks[0][0].form.offset
+        self.counts = [count for _, count in tasks]
+        self.rows = sum(self.counts)
+        self.flats: Tensor | list[Tensor] = [stored.flat for stored, _ in tasks]
+        if len(tasks) == 1:
+            self.flats = self.flats[0][None]
+        elif stacked:
+            self.flats = torch.stack(by_row(self.flats, self.counts))
+
+    def delta(self, key: str) -> Delta | None:
+        """One delta for all of the tasks."""
+        return self.form.delta(key, self.flats, self.counts)
 
 
 class Route:
-    """The segments of one call, as the hooks at the sites ask for them."""
+    """The runs of one call's rows, as the hooks at the sites ask for them."""
 
-    def __init__(
-        self, segments: Sequence[Segment], rows: int = 0, *, entered: bool = False, beams: bool = False
-    ) -> None:
-        """rows: of the call; 0 with a segment for all. entered: a prompt's vectors are among the columns already, and only
-        positions are still to be moved. beams: beam search may have several rows for each row of the call, side by side."""
-        self.segments, self.rows, self.entered, self.beams = tuple(segments), rows, entered, beams
-
-    def counts(self, rows: int) -> list[int]:
-        """How many rows of a site's call each segment has. NotByRow where the site has not one entry a row."""
-        if self.rows == 0:
-            return [rows] * len(self.segments)
-        if rows != self.rows and not (self.beams and rows % self.rows == 0):
-            raise NotByRow
-        return [(s.stop - s.start) * (rows // self.rows) for s in self.segments if s.stop is not None]
+    def __init__(self, runs: Sequence[Run], rows: int = 0, *, entered: bool = False, beams: bool = False) -> None:
+        """rows: of the call; 0 where all are of one task, and may be laid out in any way. entered: a prompt's vectors are among
+        the columns already, and only positions are still to be moved. beams: beam search may have several rows for each row of
+        the call, side by side."""
+        self.runs, self.rows, self.entered, self.beams = tuple(runs), rows, entered, beams
+        self._deltas: dict[str, list[Delta | None]] = {}
 
     def project(self, key: str, x: Tensor, y: Tensor) -> Tensor:
         """y', at a projection."""
-        deltas = [segment.delta(key) for segment in self.segments]
+        deltas = self._at(key)
         if all(delta is None for delta in deltas):
             return y
-        return mix_projections(deltas, self.counts(y.shape[0]), x, y)
+        return mix_projections(deltas, self._counts(y.shape[0]), x, y)
 
     def prefix(self, key: str, rows: int) -> Prefix | None:
         """What goes before the keys and values of an attention."""
-        deltas = [segment.delta(key) for segment in self.segments]
-        return mix_prefixes(deltas, self.counts(rows)) if any(delta is not None for delta in deltas) else None
+        deltas = self._at(key)
+        return None if all(delta is None for delta in deltas) else mix_prefixes(deltas, self._counts(rows))
 
     def prompts(self, key: str, rows: int, device: torch.device) -> Prompts | None:
         """What goes in at the input embeddings."""
-        deltas = [None if self.entered else segment.delta(key) for segment in self.segments]
-        offsets = [segment.offset for segment in self.segments]
+        deltas = [None for _ in self.runs] if self.entered else self._at(key)
+        offsets = [run.offset for run in self.runs]
         if not any(offsets) and all(delta is None for delta in deltas):
             return None
-        return mix_prompts(deltas, offsets, self.counts(rows), device)
+        return mix_prompts(deltas, offsets, self._counts(rows), device)
 
     def replacement(self, key: str) -> Tensor | None:
         """What stands in a parameter's place."""
-        deltas = (segment.delta(key) for segment in self.segments)
-        return next((delta() for delta in deltas if delta is not None), None)
+        return next((delta() for delta in self._at(key) if delta is not None), None)
+
+    def _at(self, key: str) -> list[Delta | None]:
+        if key not in self._deltas:
+            self._deltas[key] = [run.delta(key) for run in self.runs]
+        return self._deltas[key]
+
+    def _counts(self, rows: int) -> list[int]:
+        """How many rows of a site's call each run has. NotByRow where the site has not one entry a row."""
+        if self.rows == 0:
+            return [rows]
+        if rows != self.rows and not (self.beams and rows % self.rows == 0):
+            raise NotByRow
+        return [run.rows * (rows // self.rows) for run in self.runs]
 
 
-PLAIN = Route((Segment(None),))
+PLAIN = Route([OneRun(None, 0)])
 """No task at all."""
-
-
-def source_of(resident: Resident) -> Source:
-    """The deltas of one resident."""
-    return resident if isinstance(resident, Live) else resident.slots()
 
 
 def route_of(resident: Resident) -> Route:
     """All rows are this one's."""
-    return Route((Segment(source_of(resident), resident.task.offset),))
+    return Route([_run([resident], stacked=False)])
 
 
 def route_rows(rows: Sequence[Resident | None], *, stacked: bool, entered: bool = False, beams: bool = False) -> Route:
-    """The route of sorted rows. stacked: neighbours of one form become one source (a GPU wants few large products); else each
-    task is its own (a CPU reads each task's tensors where they lie)."""
-    runs: list[list[int]] = []
-    for place, resident in enumerate(rows):
-        if runs and _together(rows[runs[-1][0]], resident, stacked=stacked):
-            runs[-1].append(place)
+    """The route of sorted rows. stacked: tasks of one form go through one product together."""
+    runs: list[list[Resident | None]] = []
+    for resident in rows:
+        if runs and _together(runs[-1][0], resident):
+            runs[-1].append(resident)
         else:
-            runs.append([place])
-    segments = []
-    for run in runs:
-        first = rows[run[0]]
-        offset = 0 if first is None else first.task.offset
-        segments.append(Segment(_stack([rows[place] for place in run]), offset, run[0], run[-1] + 1))
+            runs.append([resident])
     # One task for all: its rows may be laid out in any way, so none are counted.
     alone = all(resident is rows[0] for resident in rows)
-    return Route(segments, 0 if alone else len(rows), entered=entered, beams=beams)
+    found = [_run(run, stacked=stacked) for run in runs]
+    return Route(found, 0 if alone else len(rows), entered=entered, beams=beams)
 
 
-def _together(one: Resident | None, other: Resident | None, *, stacked: bool) -> bool:
+def _together(one: Resident | None, other: Resident | None) -> bool:
     if one is other:
         return True
-    return stacked and isinstance(one, Stored) and isinstance(other, Stored) and one.form is other.form
+    return isinstance(one, Stored) and isinstance(other, Stored) and one.form is other.form
 
 
-def _stack(run: Sequence[Resident | None]) -> Source | None:
-    first = run[0]
-    if first is None:
-        return None
-    if all(other is first for other in run):
-        return source_of(first)
-    stored = [one for one in run if isinstance(one, Stored)]
-    return Slots(stored[0].form, torch.stack([one.flat for one in stored]))
+def _run(rows: Sequence[Resident | None], *, stacked: bool) -> Run:
+    first = rows[0]
+    if not isinstance(first, Stored):
+        return OneRun(None if first is None else first.task, len(rows))
+    stored = [one for one in rows if isinstance(one, Stored)]
+    tasks = [(one, sum(1 for _ in same)) for one, same in groupby(stored)]
+    return StoredRun(tasks, stacked=stacked)
 
 
 def group_rows(

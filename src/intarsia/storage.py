@@ -9,16 +9,25 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
-from intarsia.methods import Delta
+from intarsia.methods import Delta, ProjectionDelta
+from intarsia.ops import Pieces
 from intarsia.task import Task
 
 _ALIGN = 8
 """Tensors begin at multiples of so many numbers: 16 bytes in half precision, as matrix units want."""
+SMALL = 4096
+"""Numbers of a matrix up to which copying it costs less than a product of its own (measured on two cores)."""
+
+
+def by_row(values: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Each value as often as its task has rows."""
+    return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
 
 
 def form_key(task: Task) -> tuple[object, ...]:
@@ -49,6 +58,29 @@ class Form:
                     self.layout[key].append((name, self.size, parameter.shape[1:]))
                     self.size += -(-parameter[0].numel() // _ALIGN) * _ALIGN
 
+    def delta(self, key: str, flats: Tensor | Sequence[Tensor], counts: Sequence[int] = (1,)) -> Delta | None:
+        """The delta of N tasks at a site, with views of their flat tensors for parameters; None where the tasks have none there.
+
+        flats: (N, size), stacked; or (size,) each, of tasks with so many rows: large matrices then stay where they lie.
+        """
+        shell = self.shells.get(key)
+        if shell is None:
+            return None
+        tensors: dict[str, Any] = dict(shell._parameters)  # those that are None stay so
+        for name, at, shape in self.layout[key]:
+            span = slice(at, at + shape.numel())
+            if isinstance(flats, Tensor):
+                tensors[name] = flats[:, span].view(-1, *shape)
+            elif isinstance(shell, ProjectionDelta) and len(shape) == 2 and shape.numel() > SMALL:
+                tensors[name] = Pieces([flat[span].view(shape) for flat in flats], counts)
+            else:
+                tensors[name] = torch.stack(by_row([flat[span].view(shape) for flat in flats], counts))
+        # As copy.copy does, without the several microseconds of its protocol: there is one for each form, site and batch.
+        made = object.__new__(type(shell))
+        made.__dict__.update(shell.__dict__)
+        made.__dict__["_parameters"] = tensors
+        return made
+
     def pack(self, task: Task, dtype: torch.dtype) -> Tensor:
         """(size,), on the CPU: the task's tensors in their folded form. In the backbone's dtype, to which each use would cast."""
         flat = torch.zeros(self.size, dtype=dtype)
@@ -74,32 +106,6 @@ class Form:
         return whole
 
 
-class Slots:
-    """N tasks of one form as deltas: the source of a run of rows."""
-
-    def __init__(self, form: Form, flat: Tensor) -> None:
-        """flat: (N, size)."""
-        self.form, self.flat = form, flat
-        self._made: dict[str, Delta | None] = {}
-
-    def delta(self, key: str) -> Delta | None:
-        """The delta at a site, with views of the flat tensor for parameters; None where the tasks have none."""
-        if key not in self._made:
-            shell = self.form.shells.get(key)
-            self._made[key] = None if shell is None else self._with_tensors(key, shell)
-        return self._made[key]
-
-    def _with_tensors(self, key: str, shell: Delta) -> Delta:
-        # As copy.copy does, without the several microseconds of its protocol: there is one for each task, site and batch.
-        made = object.__new__(type(shell))
-        made.__dict__.update(shell.__dict__)
-        tensors = dict(shell._parameters)  # those that are None stay so
-        for name, at, shape in self.form.layout[key]:
-            tensors[name] = self.flat[:, at : at + shape.numel()].view(-1, *shape)  # type: ignore[assignment]
-        made.__dict__["_parameters"] = tensors
-        return made
-
-
 class Live:
     """A task in training, used as it is: gradients reach its own parameters."""
 
@@ -107,10 +113,6 @@ class Live:
         self.task = task
         self.nbytes = 0
         """Of the bank's own memory: none."""
-
-    def delta(self, key: str) -> Delta | None:
-        """The task's own delta at a site."""
-        return self.task.delta(key)
 
 
 class Stored:
@@ -127,10 +129,6 @@ class Stored:
     def nbytes(self) -> int:
         """Of the flat tensor."""
         return self.flat.numel() * self.flat.element_size()
-
-    def slots(self) -> Slots:
-        """As the source of rows that are all of this task."""
-        return Slots(self.form, self.flat[None])
 
     def whole(self) -> Task:
         """The task with its tensors, on the CPU."""

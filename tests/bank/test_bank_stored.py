@@ -57,6 +57,16 @@ def ragged(family, rows, tokens=9):
     return batch
 
 
+modes = pytest.mark.parametrize("mode", ["pieces", "copies", "stacks"], indirect=True)
+"""A CPU reads matrices where they lie, and copies small ones; a GPU stacks whole tasks."""
+
+
+@pytest.fixture
+def mode(request, monkeypatch):
+    monkeypatch.setattr("intarsia.storage.SMALL", 0 if request.param == "pieces" else 4096)
+    return request.param == "stacks"
+
+
 def bank_of(backbone, tasks, stacked, **more):
     bank = TaskBank(backbone, **more)
     bank._stacked = stacked  # what the device decides
@@ -71,9 +81,9 @@ def seen(result, batch, index):
     return result[mask[index].bool()] if mask is not None and result.dim() == 2 else result
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["slices", "stacks"])
+@modes
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_stored_tasks_in_any_mix_equal_the_tasks_themselves(family, stacked):
+def test_stored_tasks_in_any_mix_equal_the_tasks_themselves(family, mode):
     backbone, tasks = some(family)
     shuffle = random.Random(f"{family}")
     names = [task.name for task in tasks]
@@ -85,7 +95,7 @@ def test_stored_tasks_in_any_mix_equal_the_tasks_themselves(family, stacked):
             alone = TaskBank(backbone, [t.requires_grad_(True) for t in tasks if t.name == name])
             want.append(alone(row(batch, index), tasks=[name])[0])
             alone.detach()
-        bank = bank_of(backbone, [task.requires_grad_(False) for task in tasks], stacked)
+        bank = bank_of(backbone, [task.requires_grad_(False) for task in tasks], mode)
         together = bank(batch, tasks=rows)
     for index, name in enumerate(rows):
         torch.testing.assert_close(
@@ -96,15 +106,15 @@ def test_stored_tasks_in_any_mix_equal_the_tasks_themselves(family, stacked):
         )
 
 
-@pytest.mark.parametrize("stacked", [False, True], ids=["slices", "stacks"])
+@modes
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "t5", "bart"])
-def test_stored_tasks_generate_in_any_mix_what_each_generates_alone(family, stacked):
+def test_stored_tasks_generate_in_any_mix_what_each_generates_alone(family, mode):
     backbone, tasks = some(family)
     shuffle = random.Random(family)
     rows = [shuffle.choice([*(task.name for task in tasks), None]) for _ in range(12)]
     batch = ragged(family, len(rows))
     for decoding in (Decoding(max_new_tokens=5), Decoding(max_new_tokens=4, beams=3)):
-        bank = bank_of(backbone, tasks, stacked)
+        bank = bank_of(backbone, tasks, mode)
         together = bank.generate(batch, rows, decoding)
         for index, name in enumerate(rows):
             alone = bank.generate(row(batch, index), [name], decoding)[0]

@@ -107,6 +107,30 @@ def test_rows_in_equal_runs_are_of_one_task_a_run(each):
     assert torch.equal(like + ops.per_task(weights[3], like), like + weights[3][route][:, None])
 
 
+@pytest.mark.parametrize("counts", [[4], [1, 1, 1, 1], [3, 1], [1, 2, 1]], ids=str)
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("grad", [False, True])
+def test_matrices_that_lie_apart_equal_matrices_in_one_tensor(counts, beams, grad):
+    x, *weights = bottleneck_arguments(4 * beams, 5, 6, 4, 3)
+    own = [n for n, count in enumerate(counts) for _ in range(count)]
+    whole = [w[own] for w in weights]
+    down, up = (ops.Pieces([w[n] for n in range(len(counts))], counts) for w in (weights[0], weights[2]))
+    x.requires_grad_(grad)
+    out = ops.bottleneck(x, down, whole[1], up, whole[3], torch.tanh)
+    torch.testing.assert_close(out, ops.bottleneck(x, *whole, torch.tanh), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(ops.low_rank(x, down, up), ops.low_rank(x, whole[0], whole[2]), rtol=1e-12, atol=1e-12)
+    if grad:
+        (one,) = torch.autograd.grad(out.square().sum(), x)
+        (other,) = torch.autograd.grad(ops.bottleneck(x, *whole, torch.tanh).square().sum(), x)
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+def test_pieces_refuse_rows_that_do_not_divide_among_them():
+    x, *weights = bottleneck_arguments(5, 2, 6, 4, 3)
+    with pytest.raises(RuntimeError, match="4 rows"):
+        ops.low_rank(x, ops.Pieces([weights[0][0], weights[0][1]], [3, 1]), weights[2][:1])
+
+
 def test_rows_that_do_not_come_in_equal_runs_are_refused():
     x, *weights = bottleneck_arguments(TASKS + 1, 5, 6, 4, 3)
     with pytest.raises(RuntimeError):

@@ -12,11 +12,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intarsia.ops.pieces import Pieces, linear_by_piece
+
 Activation = Callable[[Tensor], Tensor]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(x: Tensor, weight: Tensor | Pieces, bias: Tensor | None) -> Tensor:
     """out[i] = weight[n] x[i] + bias[n].   x: (B, T, D_in), weight: (N, D_out, D_in), bias: (N, D_out) or None -> (B, T, D_out)."""
+    if isinstance(weight, Pieces):
+        return linear_by_piece(x, weight, bias)
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     tasks, writes, reads = weight.shape
@@ -29,9 +33,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def bottleneck(
     x: Tensor,
-    down: Tensor,
+    down: Tensor | Pieces,
     down_bias: Tensor,
-    up: Tensor,
+    up: Tensor | Pieces,
     up_bias: Tensor,
     activation: Activation,
     dropout: float = 0.0,
@@ -47,7 +51,7 @@ def bottleneck(
     return linear(hidden, up, up_bias)
 
 
-def low_rank(x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def low_rank(x: Tensor, a: Tensor | Pieces, b: Tensor | Pieces) -> Tensor:
     """out[i] = b[n] a[n] x[i].   x: (B, T, D_in), a: (N, R, D_in), b: (N, D_out, R). Returns (B, T, D_out)."""
     return linear(linear(x, a, None), b, None)
 

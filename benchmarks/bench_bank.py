@@ -1,0 +1,276 @@
+"""Throughput of mixed batches: 1 to 1,024 resident tasks under four sorts of traffic, against one task and against the peers.
+
+    python -m benchmarks.bench_bank [--device cpu|cuda] [--shape bert-base|minilm] [--seconds 6] [--tasks 1 8 64 256 1024]
+
+A backbone of random weights in the given shape (speed does not depend on the values), tasks of random values: adapters of width 48
+(two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; classification heads. Encoder: batches of 32 rows of 64 tokens.
+Decode: 64 rows, one token each, through `TaskBank.generate`'s own routing. Every figure is a ratio to one-task traffic on the same
+bank in the same run: the two alternate, round by round. Writes results/bank_{cpu,cuda}.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.results import write_results
+from intarsia.backbone import Backbone
+from intarsia.bank import TaskBank
+from intarsia.heads import Head
+from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
+from intarsia.task import Task
+
+ROWS, TOKENS, DECODE_ROWS, DECODE_STEPS = 32, 64, 64, 16
+SHAPES = {
+    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+}
+METHODS: dict[str, Any] = {
+    "adapter": BottleneckAdapter(width=48),
+    "lora": LoRA(rank=8),
+    "prefix": PrefixTuning(length=20, mid=None),
+    "prompt": PromptTuning(length=20, init="uniform"),
+}
+TRAFFIC = ("identical", "uniform", "zipf", "distinct")
+
+
+def encoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
+    """A BERT of this shape."""
+    import transformers
+
+    config = transformers.BertConfig(vocab_size=30522, **SHAPES[shape])
+    torch.manual_seed(0)
+    return Backbone.wrap(transformers.BertModel(config).to(device, dtype))
+
+
+def decoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
+    """A GPT-2 of this shape: GPT-2 small with "bert-base"."""
+    import transformers
+
+    size = SHAPES[shape]
+    config = transformers.GPT2Config(
+        n_embd=size["hidden_size"], n_layer=size["num_hidden_layers"], n_head=size["num_attention_heads"]
+    )
+    torch.manual_seed(0)
+    return Backbone.wrap(transformers.GPT2LMHeadModel(config).to(device, dtype))
+
+
+def fill(bank: TaskBank, kinds: tuple[str, ...], count: int, head: Head | None) -> None:
+    """Tops the bank up to `count` tasks, of the kinds in turn; each is one made task with other numbers."""
+    made = {}
+    for number in range(len(bank.tasks), count):
+        kind = kinds[number % len(kinds)]
+        if kind not in made:
+            made[kind] = Task.new(kind, bank.backbone, METHODS[kind], head).eval().requires_grad_(False)
+        with torch.no_grad():
+            for parameter in made[kind].parameters():
+                parameter.normal_(0, 0.02)
+        bank.add(made[kind], f"task {number}")
+
+
+def draw(traffic: str, names: list[str], rows: int, seed: int) -> list[str]:
+    """The task of each row."""
+    shuffle = random.Random(seed)
+    if traffic == "identical":
+        return [names[seed % len(names)]] * rows
+    if traffic == "distinct":
+        return shuffle.sample(names, rows) if len(names) >= rows else shuffle.choices(names, k=rows)
+    weights = [1 / (1 + place) for place in range(len(names))] if traffic == "zipf" else None
+    return shuffle.choices(names, weights=weights, k=rows)
+
+
+def pairs(one: Callable[[int], None], other: Callable[[int], None], seconds: float, device: str) -> tuple[float, float, float]:
+    """Seconds a call of each (medians), and the median of the ratios of neighbours; they alternate, so noise hits both."""
+
+    def timed(call: Callable[[int], None], number: int) -> float:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        call(number)
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    for number in range(2):
+        timed(one, number), timed(other, number)
+    found: list[tuple[float, float]] = []
+    end = time.perf_counter() + seconds
+    while len(found) < 6 or time.perf_counter() < end:
+        number = len(found)
+        found.append((timed(one, number), timed(other, number)) if number % 2 else (timed(other, number), timed(one, number))[::-1])
+    ratio = statistics.median(a / b for a, b in found)
+    return statistics.median(a for a, _ in found), statistics.median(b for _, b in found), ratio
+
+
+def measure(bank: TaskBank, job: str, traffic: str, seconds: float, device: str) -> dict[str, Any]:
+    """One row of the result: mixed traffic beside one-task traffic of the first task's method."""
+    rows = ROWS if job == "encoder" else DECODE_ROWS
+    ids = torch.randint(1000, 20000, (rows, TOKENS if job == "encoder" else 1), device=device)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    names = list(bank.tasks)
+    model: Any = bank.backbone.model
+    cache: Any = None
+    if job == "decode":
+        cache = model(input_ids=ids.expand(-1, TOKENS)).past_key_values
+
+    def step(tasks: list[str]) -> None:
+        if job == "encoder":
+            bank(batch, tasks=tasks)
+            return
+        # As a serving loop does it: the rows stay the same for a while, and each call is one token a row.
+        group = bank.passes(tasks)[0]
+        route = bank.route([tasks[row] for row in group], entered=True)
+        with bank.under(route):
+            for _ in range(DECODE_STEPS):
+                model(input_ids=ids, past_key_values=cache, use_cache=True)
+                cache.crop(-1)
+
+    with torch.inference_mode():
+        mixed, single, ratio = pairs(
+            lambda number: step(draw(traffic, names, rows, number)), lambda number: step([names[0]] * rows), seconds, device
+        )
+    per = rows * (TOKENS if job == "encoder" else DECODE_STEPS)
+    return {
+        "job": job,
+        "traffic": traffic,
+        "resident tasks": len(names),
+        "thousand tokens/s": round(per / mixed / 1000, 2),
+        "one task, thousand tokens/s": round(per / single / 1000, 2),
+        "speed against one task": round(1 / ratio, 3),
+    }
+
+
+def turnover(bank: TaskBank, kind: str, head: Head | None) -> dict[str, Any]:
+    """Milliseconds of add and evict with all other tasks resident, and the longest answer meanwhile."""
+    task = Task.new("new", bank.backbone, METHODS[kind], head).eval().requires_grad_(False)
+    adds, evicts = [], []
+    for _ in range(200):
+        start = time.perf_counter()
+        bank.add(task)
+        middle = time.perf_counter()
+        bank.evict("new")
+        adds.append(1000 * (middle - start))
+        evicts.append(1000 * (time.perf_counter() - middle))
+    at = [round(statistics.quantiles(times, n=100)[98], 2) for times in (adds, evicts)]
+    return {"job": "turnover", "method": kind, "resident tasks": len(bank.tasks), "add p99 ms": at[0], "evict p99 ms": at[1]}
+
+
+def memory(backbone: Backbone, kind: str, count: int, head: Head) -> dict[str, Any]:
+    """What a thousand tasks of a method take: the process's growth beside the sum of their tensors."""
+    gc.collect()
+    before = _resident()
+    bank = TaskBank(backbone)
+    fill(bank, (kind,), count, head)
+    gc.collect()
+    grown = _resident() - before
+    tensors = bank.device_bytes + sum(p.numel() * 4 for t in bank.tasks.values() for p in t.head_module.parameters())
+    bank.detach()
+    return {
+        "job": "memory",
+        "method": kind,
+        "resident tasks": count,
+        "tensors MB": round(tensors / 1e6, 1),
+        "process grew by MB": round(grown / 1e6, 1),
+    }
+
+
+def _resident() -> int:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    with open("/proc/self/statm") as file:
+        pages = int(file.read().split()[1])
+    return pages * resource.getpagesize() + (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
+
+
+def peft_rows(shape: str, device: str, dtype: torch.dtype, count: int, seconds: float) -> list[dict[str, Any]]:
+    """peft's mixed batches (`adapter_names`, LoRA) and a loop that switches its adapters, beside one adapter for all rows."""
+    import peft
+
+    model = encoder(shape, device, dtype).model
+    config = peft.LoraConfig(r=8, target_modules=["query", "value"])
+    wrapped: Any = peft.get_peft_model(model, config, adapter_name="task 0")
+    for number in range(1, count):
+        wrapped.add_adapter(f"task {number}", config)
+    wrapped.eval()
+    names = [f"task {number}" for number in range(count)]
+    ids = torch.randint(1000, 20000, (ROWS, TOKENS), device=device)
+    mask = torch.ones_like(ids)
+
+    def mixed(number: int) -> None:
+        wrapped(input_ids=ids, attention_mask=mask, adapter_names=draw("uniform", names, ROWS, number))
+
+    def switched(number: int) -> None:
+        tasks = draw("uniform", names, ROWS, number)
+        for name in dict.fromkeys(tasks):
+            rows = [row for row, task in enumerate(tasks) if task == name]
+            wrapped.set_adapter(name)
+            wrapped(input_ids=ids[rows], attention_mask=mask[rows])
+
+    def single(_number: int) -> None:
+        wrapped(input_ids=ids, attention_mask=mask)
+
+    found = []
+    with torch.inference_mode():
+        for name, call in (("peft adapter_names", mixed), ("peft, a loop that switches", switched)):
+            wrapped.set_adapter("task 0")
+            took, alone, ratio = pairs(call, single, seconds, device)
+            found.append(
+                {
+                    "job": "encoder, LoRA",
+                    "system": name,
+                    "traffic": "uniform",
+                    "resident tasks": count,
+                    "thousand tokens/s": round(ROWS * TOKENS / took / 1000, 2),
+                    "one task, thousand tokens/s": round(ROWS * TOKENS / alone / 1000, 2),
+                    "speed against one task": round(1 / ratio, 3),
+                }
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shape", default="bert-base", choices=list(SHAPES))
+    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--peft-tasks", type=int, default=64)
+    given = parser.parse_args()
+    dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
+    rows: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(row, flush=True)
+
+    head = Head(labels=("a", "b", "c"))
+    for job, make in (("encoder", encoder), ("decode", decoder)):
+        backbone = make(given.shape, given.device, dtype)
+        own = head if job == "encoder" else None
+        for kinds in (("adapter",), ("lora",), ("adapter", "lora", "prefix")):
+            bank = TaskBank(backbone)
+            for count in given.tasks:
+                fill(bank, kinds, count, own)
+                for traffic in TRAFFIC if count > 1 else ("identical",):
+                    note({"system": "intarsia", "methods": " + ".join(kinds), **measure(bank, job, traffic, given.seconds, given.device)})
+            note({"system": "intarsia", **turnover(bank, kinds[0], own)})
+            bank.detach()
+        if job == "encoder":
+            for kind in ("prompt", "lora", "adapter"):
+                note({"system": "intarsia", **memory(backbone, kind, 1000, head)})
+    for row in peft_rows(given.shape, given.device, dtype, given.peft_tasks, given.seconds):
+        note(row)
+    text = __doc__.split("\n\n")[2].replace("\n", " ")
+    write_results(f"bank_{given.device}", "Mixed batches", rows, text=text)
+
+
+if __name__ == "__main__":
+    main()
