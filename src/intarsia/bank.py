@@ -116,8 +116,8 @@ class TaskBank(Residents):
                 for row, result in zip(rows, run(rows, [names[row] for row in rows]), strict=True)
             }
         except NotByRow:
-            # Found once, kept: this backbone computes something for all rows together at a site (DeBERTa's position table).
-            self._mixes = False
+            # Found once, kept.
+            self.mixes = False
             return self._each_pass(names, run)
         return [found[row] for row in range(len(names))]
 

@@ -13,7 +13,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
 from intarsia.errors import TaskError, nearest
-from intarsia.routing import PLAIN, Resident, Route, group_rows, route_of, route_rows
+from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.sites import Role, Site
 from intarsia.storage import Live, Shelf, Stored
 from intarsia.task import Task
@@ -33,7 +33,9 @@ class Residents:
         self._hooks: dict[str, tuple[Hooks, int]] = {}
         """By the site's key, with the number of tasks there."""
         self._stacked = backbone.device.type == "cuda"
-        self._mixes = True
+        self.mixes = True
+        """Whether tasks share passes; not where the backbone computes something for all rows together at a site (DeBERTa's position
+        table, OPT's flattened feed-forward), which is found out by running it."""
         self._default = self._route = PLAIN
         self._active: str | None = None
 
@@ -135,8 +137,17 @@ class Residents:
             resident = self._residents.get(names[row] or "")
             return (0 if resident is None else id(getattr(resident, "form", resident))), names[row] or ""
 
-        groups = group_rows(self.backbone, names, self.tasks, mixes=self._mixes)
+        groups = group_rows(self.backbone, names, self.tasks, mixes=self.mixes)
         return [part for rows in groups for part in self._shelf.batches(sorted(rows, key=place), names)]
+
+    def pass_of(self, name: str | None) -> str:
+        """Rows of tasks with the same word here can share a pass."""
+        return pass_of(self.backbone, None if name is None else self._known(name), self.tasks, mixes=self.mixes)
+
+    def fits(self, names: Sequence[str | None]) -> bool:
+        """Whether these tasks have room on the device together."""
+        total = sum(self.nbytes(name) for name in set(names) if name is not None)
+        return self._shelf.capacity is None or total <= self._shelf.capacity
 
     def route(self, names: Sequence[str | None], *, entered: bool = False, beams: bool = False) -> Route:
         """The routing of the rows of one pass, in the order of `passes`; to be used with `under`. It keeps the tensors that the

@@ -168,11 +168,11 @@ def group_rows(
     """Row indices of each pass, sorted by task: one pass for all that mix, and one for each task that cannot."""
     passes: dict[str, list[int]] = {}
     for row in range(len(names)):
-        passes.setdefault(_pass(backbone, names[row], tasks, mixes=mixes), []).append(row)
+        passes.setdefault(pass_of(backbone, names[row], tasks, mixes=mixes), []).append(row)
     return [passes[word] for word in sorted(passes)]
 
 
-def _pass(backbone: Backbone, name: str | None, tasks: Mapping[str, Task], *, mixes: bool) -> str:
+def pass_of(backbone: Backbone, name: str | None, tasks: Mapping[str, Task], *, mixes: bool) -> str:
     """Rows with the same word here share a pass."""
     if name is None:
         return ""

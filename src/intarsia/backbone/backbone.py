@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from intarsia.backbone import hooks
 from intarsia.backbone.attention import AttentionSeam
 from intarsia.backbone.embedded import embedded_folder
-from intarsia.backbone.entrance import Entrance, Prompts
+from intarsia.backbone.entrance import Entrance, Prompts, positions_of
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
 from intarsia.backbone.inspection import inspect_family
@@ -208,7 +208,7 @@ class Backbone:
         """Positions count real tokens, or padding on the left would shift BERT's and GPT-2's."""
         mask = batch.get("attention_mask")
         if mask is not None and self._counts_positions and "position_ids" not in batch:
-            batch["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + self.first_position
+            batch["position_ids"] = positions_of(mask, self.first_position)
         return batch
 
     def token_scores(self, batch: Mapping[str, Tensor], read: Tensor) -> Tensor:

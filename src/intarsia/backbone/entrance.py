@@ -85,6 +85,11 @@ def lay_out(mask: Tensor, ids: Tensor | None, prompts: Prompts, *, left: bool, r
     return Layout(order, whole, back)
 
 
+def positions_of(mask: Tensor, first: int) -> Tensor:
+    """(B, T) positions that count real tokens, so that padding on the left shifts nothing. first: the first token's position."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0) + first
+
+
 def _pick(values: Tensor, order: Tensor) -> Tensor:
     """(B, S, E) and (B, L) -> (B, L, E)."""
     return values.gather(1, order[..., None].expand(-1, -1, values.shape[-1]))
@@ -100,7 +105,7 @@ class Entrance:
         # OPT's language model goes past its base model, straight to the decoder within; other decoders are their own.
         inner = {"encoder-decoder": "get_encoder", "decoder": "get_decoder"}.get(kind)
         self.reader: nn.Module = base if inner is None else getattr(base, inner)()
-        self.takes = frozenset(inspect.signature(self.reader.forward).parameters)
+        self.takes = tuple(inspect.signature(self.reader.forward).parameters)
         self.layout: Layout | None = None
         self.pending: tuple[Layout | None, Prompts] | None = None
 
@@ -129,8 +134,7 @@ class Entrance:
         return handles
 
     def _named(self, args: tuple, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        names = list(inspect.signature(self.reader.forward).parameters)
-        return {k: v for k, v in {**dict(zip(names, args, strict=False)), **kwargs}.items() if v is not None}
+        return {k: v for k, v in {**dict(zip(self.takes, args, strict=False)), **kwargs}.items() if v is not None}
 
     def enter(self, given: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
         """The model's arguments with the prompts in them. given: its arguments by name."""
@@ -170,7 +174,7 @@ class Entrance:
             mask = torch.ones(entry.shape[:2], dtype=torch.long, device=entry.device) if mask is None else mask
             layout = lay_out(mask, None, prompts, left=False, read_after=False)
             if "position_ids" in self.takes and "position_ids" not in given:
-                given["position_ids"] = (mask.long().cumsum(1) - 1).clamp(min=0) + self.first_position
+                given["position_ids"] = positions_of(mask, self.first_position)
             given["attention_mask"] = layout.mask
             self.layout = layout
             self.pending = layout, prompts
@@ -189,7 +193,7 @@ class Entrance:
         return _pick(torch.cat([states, prompts.vectors.to(states.dtype)], dim=1), layout.order)
 
     def _positions(self, mask: Tensor, prompts: Prompts) -> Tensor:
-        positions = (mask.cumsum(1) - 1).clamp(min=0) + self.first_position
+        positions = positions_of(mask, self.first_position)
         return positions if prompts.offset is None else positions + prompts.offset[:, None]
 
     def _shift(self, given: dict[str, Any], prompts: Prompts) -> None:
@@ -205,7 +209,7 @@ class Entrance:
         if mask is None or mask.dim() != 2:
             mask = torch.ones(entry.shape[0], _cached(given) + entry.shape[1], dtype=torch.long, device=entry.device)
             given.setdefault("attention_mask", mask)  # without one, positions that do not start at 0 look like packing
-        given["position_ids"] = self._positions(mask.long(), prompts)[:, -entry.shape[1] :]
+        given["position_ids"] = self._positions(mask, prompts)[:, -entry.shape[1] :]
 
     def _leave(self, output: Any) -> Any:
         """Takes the virtual tokens' states away; an encoder's stay, for the decoder to read."""

@@ -1,0 +1,283 @@
+"""Continuous batching over mixed tasks: texts join while others are being written, and leave when they end.
+
+Rows that can share a forward pass are a group with one cache. A step writes one token for every running row, and reads the prompts
+of those that wait, as far as there is room. What a row gets does not depend on who else is there (`TaskBank`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.backbone import Backbone
+from intarsia.backbone.entrance import positions_of
+from intarsia.backbone.language import end_tokens
+from intarsia.bank import TaskBank
+from intarsia.errors import ConfigError
+from intarsia.routing import Route
+from intarsia.serving.cache import merged, merged_masks, new_cache
+from intarsia.serving.sampling import Chooser, Sampling, choose
+from intarsia.serving.text import TextStream
+from intarsia.sites import Role
+
+
+@dataclass(slots=True, eq=False)
+class Writing:
+    """One text that is asked for."""
+
+    prompt: list[int]
+    """Its tokens; below 0: slots of a template."""
+    task: str | None
+    """By the bank's name; None: the plain backbone."""
+    sampling: Sampling
+    owner: Any = None
+    """The caller's own."""
+    new: list[int] = field(default_factory=list)
+    """The tokens so far, without the one that ends it."""
+    text: TextStream = field(init=False)
+    chooser: Chooser = field(init=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Emitted:
+    """What a step brought a text."""
+
+    writing: Writing
+    text: str
+    """What can be shown now; may be empty."""
+    finish: str | None
+    """`stop` or `length` with the last one."""
+    error: Exception | None = None
+    """The model failed on it, or on a row beside it; it is gone, and groups of other rows go on."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows that share passes."""
+
+    rows: list[Writing]
+    cache: Any
+    mask: Tensor
+    """(B, T) int64"""
+    last: list[int]
+    """The newest token of each row, not in the cache yet."""
+    route: Route
+
+
+class Decoder:
+    """Texts that are being written on one bank. Belongs to one thread."""
+
+    def __init__(self, bank: TaskBank, *, max_rows: int = 64, max_tokens: int = 65536) -> None:
+        """max_rows: running at once. max_tokens: rows times columns of all caches together."""
+        if bank.backbone.kind != "decoder":
+            raise ConfigError(f"continuous batching is for decoders, and {bank.backbone.name!r} is none")
+        _ = bank.backbone.language_head
+        self.bank, self.max_rows, self.max_tokens = bank, max_rows, max_tokens
+        self.waiting: deque[Writing] = deque()
+        self._groups: dict[str, _Group] = {}
+        self._ends = frozenset(end_tokens(bank.backbone))
+        takes = inspect.signature(bank.backbone.model.forward).parameters
+        self._positions = "position_ids" in takes
+        bank.mixes = bank.mixes and _keeps_rows(bank.backbone)
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
+
+    @property
+    def running(self) -> int:
+        """Rows that are being written."""
+        return sum(len(group.rows) for group in self._groups.values())
+
+    def add(self, writing: Writing) -> None:
+        """Joins at the next step that has room. ConfigError where it could never end within the backbone's positions."""
+        limit, wanted = self.bank.backbone.max_length, self._columns(writing)
+        if wanted > limit:
+            raise ConfigError(
+                f"the prompt has {len(writing.prompt)} tokens and max_tokens is {writing.sampling.max_tokens}, together with what "
+                f"the task adds {wanted}; the backbone has places for {limit}"
+            )
+        writing.text = TextStream(self.bank.backbone.tokenizer, writing.prompt, writing.sampling.stop)
+        writing.chooser = Chooser(writing.sampling)
+        self.waiting.append(writing)
+
+    def cancel(self, writing: Writing) -> None:
+        """It leaves, whether it waits or runs."""
+        if writing in self.waiting:
+            self.waiting.remove(writing)
+        for word, group in list(self._groups.items()):
+            if writing in group.rows:
+                self._keep(word, [row for row in group.rows if row is not writing])
+
+    def uses(self, name: str) -> bool:
+        """Whether any text is written by this task."""
+        rows = [row for group in self._groups.values() for row in group.rows]
+        return any(row.task == name for row in (*self.waiting, *rows))
+
+    @torch.inference_mode()
+    def step(self) -> list[Emitted]:
+        """One token for every running row, and the first one for those that join."""
+        emitted = []
+        for word in list(self._groups):
+            emitted += self._guarded(self._groups[word].rows, lambda word=word: self._step(word))
+        for word, joining in self._admitted().items():
+            emitted += self._guarded(joining, lambda word=word, joining=joining: self._join(word, joining))
+        return emitted
+
+    def _guarded(self, rows: list[Writing], call: Any) -> list[Emitted]:
+        try:
+            return call()
+        except Exception as error:  # noqa: BLE001 - whatever it was, other groups go on
+            rows = list(rows)
+            for word, group in list(self._groups.items()):
+                if any(row in group.rows for row in rows):
+                    rows = list(dict.fromkeys([*rows, *group.rows]))  # their cache may be half written
+                    del self._groups[word]
+            return [Emitted(row, "", None, error) for row in rows]
+
+    def _columns(self, writing: Writing) -> int:
+        """Columns of a row at its end."""
+        task = None if writing.task is None else self.bank.tasks[writing.task]
+        added = 0
+        if task is not None:
+            added = task.offset
+            if task.prompt is not None and task.prompt.place != "template":
+                added += task.prompt.length
+        return len(writing.prompt) + writing.sampling.max_tokens + added
+
+    def _admitted(self) -> dict[str, list[Writing]]:
+        """The first of the waiting rows that have room, by the pass that they share."""
+        found: dict[str, list[Writing]] = {}
+        running = [row for group in self._groups.values() for row in group.rows]
+        longest = max(map(self._columns, running), default=0)
+        while self.waiting and len(running) < self.max_rows:
+            writing = self.waiting[0]
+            longest = max(longest, self._columns(writing))
+            word = self.bank.pass_of(writing.task)
+            beside = [row.task for row in self._rows(word) + found.get(word, [])]
+            if running and (
+                longest * (len(running) + 1) > self.max_tokens or not self.bank.fits([*beside, writing.task])
+            ):
+                break
+            running.append(self.waiting.popleft())
+            found.setdefault(word, []).append(writing)
+        return found
+
+    def _rows(self, word: str) -> list[Writing]:
+        group = self._groups.get(word)
+        return [] if group is None else group.rows
+
+    def _join(self, word: str, joining: list[Writing]) -> list[Emitted]:
+        """Reads the new rows' prompts in a batch of their own, and puts them beside the group's."""
+        group, scores = self._prefilled(joining)
+        tokens, emitted = self._chosen(group, scores)
+        left = [row for row, token in enumerate(tokens) if token is not None]
+        old = self._groups.get(word)
+        if left:
+            parts = [(group, left)] if old is None else [(old, list(range(len(old.rows)))), (group, left)]
+            self._groups[word] = self._beside(parts)
+        return emitted
+
+    def _prefilled(self, joining: list[Writing]) -> tuple[_Group, Tensor]:
+        """A group of its own for the new rows, and the scores (B, V) of their first tokens."""
+        [order] = self.bank.passes([writing.task for writing in joining])
+        rows = [joining[index] for index in order]
+        names = [row.task for row in rows]
+        longest = max(len(row.prompt) for row in rows)
+        device = self.bank.backbone.device
+        ids = torch.tensor([[0] * (longest - len(row.prompt)) + row.prompt for row in rows], device=device)
+        mask = torch.tensor([[0] * (longest - len(row.prompt)) + [1] * len(row.prompt) for row in rows], device=device)
+        given: dict[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
+        prompts = self.bank.entering(self.bank.route(names), len(rows))
+        if prompts is not None and prompts.vectors is not None:
+            given = self.bank.backbone.with_prompts(given, prompts)
+        group = _Group(rows, new_cache(), given["attention_mask"], [], self.bank.route(names, entered=True))
+        return group, self._called(group, given)
+
+    def _called(self, group: _Group, given: dict[str, Tensor]) -> Tensor:
+        """(B, V), the scores after the last column."""
+        model: Any = self.bank.backbone.model
+        entry = given.get("input_ids", given.get("inputs_embeds"))
+        assert entry is not None
+        if self._positions:
+            positions = positions_of(group.mask, self.bank.backbone.first_position)
+            given = {**given, "position_ids": positions[:, -entry.shape[1] :]}
+        with self.bank.under(group.route):
+            output = model(**given, past_key_values=group.cache, use_cache=True, **self._last_only)
+        return output.logits[:, -1]
+
+    def _step(self, word: str) -> list[Emitted]:
+        group = self._groups[word]
+        group.mask = torch.nn.functional.pad(group.mask, (0, 1), value=1)
+        ids = torch.tensor(group.last, device=group.mask.device)[:, None]
+        scores = self._called(group, {"input_ids": ids, "attention_mask": group.mask})
+        tokens, emitted = self._chosen(group, scores)
+        kept = [row for row, token in zip(group.rows, tokens, strict=True) if token is not None]
+        if len(kept) < len(group.rows):
+            self._keep(word, kept)
+        return emitted
+
+    def _chosen(self, group: _Group, scores: Tensor) -> tuple[list[int | None], list[Emitted]]:
+        """The next token of each row, None where it has ended, and what its caller sees of it. Sets `last`."""
+        tokens: list[int | None] = []
+        emitted: list[Emitted] = []
+        for row, token in zip(group.rows, choose(scores, [row.chooser for row in group.rows]), strict=True):
+            finish, text = None, ""
+            if token in self._ends:
+                finish, text = "stop", row.text.finish()
+            else:
+                row.new.append(token)
+                text = row.text.push(token)
+                if row.text.stopped:
+                    finish = "stop"
+                elif len(row.new) == row.sampling.max_tokens:
+                    finish, text = "length", text + row.text.finish()
+                    finish = "stop" if row.text.stopped else finish
+            tokens.append(None if finish else token)
+            emitted.append(Emitted(row, text, finish))
+        group.last = [0 if token is None else token for token in tokens]
+        return tokens, emitted
+
+    def _keep(self, word: str, kept: list[Writing]) -> None:
+        """Takes the other rows out of a group."""
+        group = self._groups.pop(word)
+        if kept:
+            self._groups[word] = self._beside([(group, [group.rows.index(row) for row in kept])])
+
+    def _beside(self, parts: Sequence[tuple[_Group, list[int]]]) -> _Group:
+        """One group of the chosen rows of several, in the bank's order, without columns that are padding for all."""
+        rows = [group.rows[index] for group, chosen in parts for index in chosen]
+        last = [group.last[index] for group, chosen in parts for index in chosen]
+        [order] = self.bank.passes([row.task for row in rows])
+        picks = [(group, torch.tensor(chosen, device=group.mask.device)) for group, chosen in parts]
+        columns = max(int(group.mask[index].sum(1).max()) for group, index in picks)
+        # Where the order is that of the parts, one copy does; else a second one brings the rows in order.
+        cache = merged([(group.cache, index) for group, index in picks], columns)
+        mask = merged_masks([(group.mask, index) for group, index in picks], columns)
+        if order != list(range(len(rows))):
+            index = torch.tensor(order, device=mask.device)
+            cache, mask = merged([(cache, index)], columns), mask[index]
+        rows = [rows[index] for index in order]
+        route = self.bank.route([row.task for row in rows], entered=True)
+        return _Group(rows, cache, mask, [last[index] for index in order], route)
+
+
+@torch.no_grad()
+def _keeps_rows(backbone: Backbone) -> bool:
+    """Whether every site's output has one entry a row. To be known before a cache is half written."""
+    seen: set[int] = set()
+    handles = [
+        backbone.base.get_submodule(site.module).register_forward_hook(lambda _m, _a, y: seen.add(y.shape[0]))
+        for site in backbone.sites
+        if site.role not in (Role.EMBED, Role.EMBED_OUT, Role.KV, Role.WEIGHT)
+    ]
+    ids = torch.zeros(2, 3, dtype=torch.long)
+    try:
+        backbone.features({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen == {2}
