@@ -27,6 +27,7 @@ _HOMES = {
     "LoRA": "intarsia.methods",
     "PTuning": "intarsia.methods",
     "PTuningV2": "intarsia.methods",
+    "Prediction": "intarsia.rows",
     "PrefixTuning": "intarsia.methods",
     "PromptTuning": "intarsia.methods",
     "Task": "intarsia.task",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
         PTuningV2,
         TopLayers,
     )
+    from intarsia.rows import Prediction
     from intarsia.task import Task
     from intarsia.workflow import evaluate, predict, train
 
@@ -72,6 +74,7 @@ __all__ = [
     "LoRA",
     "PTuning",
     "PTuningV2",
+    "Prediction",
     "PrefixTuning",
     "PromptTuning",
     "Task",

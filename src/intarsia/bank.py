@@ -15,6 +15,7 @@ from intarsia.errors import ConfigError
 from intarsia.heads import IGNORED, Decoding, score_rows
 from intarsia.residents import Residents
 from intarsia.routing import NotByRow, Route
+from intarsia.rows import Prediction, Row, RowReader, Tokens, answer_row, join_rows
 from intarsia.sites import Role
 from intarsia.task import Task
 
@@ -100,6 +101,49 @@ class TaskBank(Residents):
         whole = {**batch, "attention_mask": mask}
         return self._each_pass(names, lambda rows, own: self._generated(whole, rows, own, decoding))
 
+    @torch.no_grad()
+    def predict(
+        self, texts: Sequence[str | Sequence[str]], tasks: str | RowTasks, *, batch_size: int = 32
+    ) -> list[Prediction]:
+        """The answer of a task for each text, as `intarsia.predict` gives it; any tasks side by side, generation too.
+
+        texts: a text, or all texts of a pair, or the words of a token-classification row. tasks: one name, or one for each text.
+        Each is read as its task was trained (columns, template, longest row) and generated as it says (`data["generation"]`).
+        """
+        names = [tasks] * len(texts) if isinstance(tasks, str) else list(tasks)
+        if len(names) != len(texts) or None in names:
+            raise ConfigError(f"{len(texts)} texts need {len(texts)} names of tasks, one for each; got {names[:8]}")
+        known = [self._known(str(name)) for name in names]
+        tokens = Tokens(self.backbone)
+        readers = {name: RowReader(self.tasks[name], tokens) for name in dict.fromkeys(known)}
+        given = [text if isinstance(text, str) else list(text) for text in texts]
+        parts = [_parts(text, readers[name]) for text, name in zip(given, known, strict=True)]
+        rows = [readers[name].read(part) for part, name in zip(parts, known, strict=True)]
+        found: dict[int, Prediction] = {}
+        for group in _alike(rows, known, self.tasks, batch_size):
+            answers = self._answered([rows[i] for i in group], [known[i] for i in group], [parts[i] for i in group])
+            found |= dict(zip(group, answers, strict=True))
+        return [found[index] for index in range(len(texts))]
+
+    def _answered(self, rows: list[Row], names: list[str], parts: list[list[str]]) -> list[Prediction]:
+        """Of rows that all classify, or all generate with the same settings."""
+        tokenizer, heads = self.backbone.tokenizer, [self.tasks[name].head for name in names]
+        writes = heads[0] is not None and heads[0].kind == "generation"
+        left = self.backbone.kind == "decoder" if writes else tokenizer.padding_side == "left"
+        batch = join_rows(rows, pad_id=tokenizer.pad_token_id, left=left)  # type: ignore[arg-type]
+        if not writes:
+            logits = self(batch, tasks=names)
+            each = zip(parts, heads, rows, logits, strict=True)
+            return [answer_row(text, head, row, own, left=left) for text, head, row, own in each if head is not None]
+        given = self.tasks[names[0]].data.get("generation", {})
+        decoding = Decoding(**{key: value for key, value in given.items() if key in Decoding.__slots__})
+        found = []
+        for text, head, ids in zip(parts, heads, self.generate(batch, names, decoding), strict=True):
+            written = str(tokenizer.decode(ids.tolist(), skip_special_tokens=True)).strip()
+            label = written if head is not None and written in head.labels else None
+            found.append(Prediction(text=text, prediction=written, label=label, scores=None))
+        return found
+
     def entering(self, route: Route, rows: int) -> Prompts | None:
         """The prompts of so many rows of a decoder, for `Backbone.with_prompts`."""
         site = next((site for site in self.backbone.sites if site.role is Role.EMBED), None)
@@ -173,6 +217,23 @@ class TaskBank(Residents):
 
             states.register_hook(during)
         return states
+
+
+def _parts(text: str | list[str], reader: RowReader) -> list[str]:
+    """A row's texts, or words."""
+    if isinstance(text, list):
+        return text
+    return text.split() if reader.kind == "token-classification" else [text]
+
+
+def _alike(rows: Sequence[Row], names: Sequence[str], tasks: Mapping[str, Task], most: int) -> list[list[int]]:
+    """Batches of like length whose rows all classify, or all generate in the same way."""
+    sorts: dict[str, list[int]] = {}
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].ids)):
+        head = tasks[names[index]].head
+        writes = head is not None and head.kind == "generation"
+        sorts.setdefault(repr(tasks[names[index]].data.get("generation")) if writes else "", []).append(index)
+    return [own[at : at + most] for own in sorts.values() for at in range(0, len(own), most)]
 
 
 def _pick(batch: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:

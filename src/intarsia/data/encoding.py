@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from intarsia.data.cache import cached
-from intarsia.data.filling import CHUNK, fill, flatten
+from intarsia.data.filling import CHUNK, fill, flatten, parsed
 from intarsia.data.spec import Rows
 from intarsia.data.template import Template
 from intarsia.errors import ConfigError, DataError
@@ -76,12 +76,7 @@ def encode(
     key = cache_key(settings, serialised, rows.texts)
 
     def make() -> dict[str, np.ndarray]:
-        if template is not None:
-            return fill(rows.texts, template, tokenizer, serialised, max_length)
-        made = _tokenise(rows.texts, serialised, tokenizer.truncation_side, max_length, words)
-        if not typed or not made["type_ids"].any():
-            del made["type_ids"]
-        return made
+        return tokens_of(rows.texts, tokenizer, serialised, max_length, words=words, template=template)
 
     arrays, notes = cached(cache, key, make)
     offsets, starts = arrays["offsets"], arrays.get("words")
@@ -97,6 +92,24 @@ def encode(
         lost_words=0 if starts is None else sum(map(len, rows.texts)) - int((starts >= 0).sum()),
         notes=tuple(notes),
     )
+
+
+def tokens_of(
+    texts: list[tuple[str, ...]],
+    tokenizer: Any,
+    serialised: str,
+    max_length: int,
+    *,
+    words: bool,
+    template: Template | None,
+) -> dict[str, np.ndarray]:
+    """The arrays of `encode`, without its checks and its cache. serialised: `serialise(tokenizer, words)`."""
+    if template is not None:
+        return fill(texts, template, tokenizer, serialised, max_length)
+    made = _tokenise(texts, serialised, tokenizer.truncation_side, max_length, words)
+    if "token_type_ids" not in tokenizer.model_input_names or not made["type_ids"].any():
+        del made["type_ids"]
+    return made
 
 
 def _check_room(rows: Rows, tokenizer: Any, max_length: int, words: bool) -> None:
@@ -147,9 +160,7 @@ def _tokenise(
     texts: list[tuple[str, ...]], serialised: str, side: str, max_length: int, words: bool
 ) -> dict[str, np.ndarray]:
     """{"ids", "type_ids", "offsets", "truncated"}, and "words" where asked for."""
-    from tokenizers import Tokenizer
-
-    fresh = Tokenizer.from_str(serialised)
+    fresh = parsed(serialised)
     # Cutting is done here: tokenizers' own keeps every overflowing part, for a pair every combination of them.
     encode_batch = fresh.encode_batch if words else fresh.encode_batch_fast  # the fast one does not know words
     ids, types, starts, truncated = [], [], [], 0

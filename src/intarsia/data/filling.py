@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,14 @@ def flatten(rows: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
     return {"ids": ids, "offsets": np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)}
 
 
+@lru_cache(maxsize=4)
+def parsed(serialised: str) -> Any:
+    """The tokenizer of a JSON text, to be used as it is: nobody sets its truncation or padding."""
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_str(serialised)
+
+
 def special_ids(fresh: Any) -> tuple[list[int], list[int]]:
     """The special tokens before and behind a single text."""
     encoding = fresh.encode("a")
@@ -77,8 +86,6 @@ class _Token:
 
 class _Filler:
     def __init__(self, template: Template, tokenizer: Any, serialised: str, closed: bool) -> None:
-        from tokenizers import Tokenizer
-
         if template.has_mask and tokenizer.mask_token_id is None:
             raise ConfigError(
                 "the template holds {mask}, and this backbone's tokenizer has no mask token; leave {mask} out for a "
@@ -88,7 +95,7 @@ class _Filler:
         self.pieces = _pieces(template, tokenizer.mask_token_id)
         # A mask token in a row's own text would be a second place of the answer.
         self.mask = tokenizer.mask_token if template.has_mask else None
-        self.fresh = Tokenizer.from_str(serialised)
+        self.fresh = parsed(serialised)
         self.prefix, suffix = special_ids(self.fresh)
         self.suffix = suffix if closed else []
         self.columns = {name: i for i, name in enumerate(template.columns)}

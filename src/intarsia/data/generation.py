@@ -10,7 +10,7 @@ import numpy as np
 
 from intarsia.data.cache import cached
 from intarsia.data.encoding import cache_key, refuse_empty, serialise
-from intarsia.data.filling import CHUNK, fill, flatten
+from intarsia.data.filling import CHUNK, fill, flatten, parsed
 from intarsia.data.spec import Rows
 from intarsia.data.template import Template
 from intarsia.errors import ConfigError
@@ -67,11 +67,9 @@ def encode_generation(
     """
     if tokenizer.eos_token_id is None:
         raise ConfigError("generation needs a tokenizer with an end-of-sequence token, and this one has none")
-    room = _input_room(max_length, target_length, encoder_decoder)
-    if template is None:
-        width = len(rows.texts[0]) if len(rows) else 1
-        template = Template.joined([f"text {i}" for i in range(1, width + 1)], end="" if encoder_decoder else "\n")
-    template, blanks = template.split_end()
+    room = input_room(max_length, target_length, encoder_decoder)
+    width = len(rows.texts[0]) if len(rows) else 1
+    template, blanks = (template or plain_template(width, encoder_decoder)).split_end()
     firsts = None if rows.labels is None else [references[0] for references in rows.labels]
     before = "" if encoder_decoder else blanks
     arrays, notes = _arrays(rows, firsts, before, tokenizer, room, target_length, template, encoder_decoder, cache)
@@ -89,7 +87,13 @@ def encode_generation(
     )
 
 
-def _input_room(max_length: int, target_length: int, encoder_decoder: bool) -> int:
+def plain_template(width: int, encoder_decoder: bool) -> Template:
+    """What stands for a template where nobody gave one, for rows of so many texts."""
+    return Template.joined([f"text {i}" for i in range(1, width + 1)], end="" if encoder_decoder else "\n")
+
+
+def input_room(max_length: int, target_length: int, encoder_decoder: bool) -> int:
+    """Most tokens of an input; ConfigError where there are none."""
     room = max_length if encoder_decoder else max_length - target_length
     if target_length < 2 or room < 2:
         least = 2 if encoder_decoder else target_length + 2
@@ -126,9 +130,7 @@ def _arrays(
 
 def _targets(firsts: list[str], before: str, serialised: str, eos: int, length: int) -> dict[str, np.ndarray]:
     """{"targets", "target_offsets", "truncated_targets"}; `before` is the blanks that the template has before a target."""
-    from tokenizers import Tokenizer
-
-    fresh = Tokenizer.from_str(serialised)
+    fresh = parsed(serialised)
     if before and fresh.encode("a", add_special_tokens=False).tokens[0].startswith("▁"):
         before = before[1:]  # SentencePiece puts a blank of its own before a text
     firsts = [before + first for first in firsts] if before else firsts

@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from intarsia.errors import IntarsiaError
+from intarsia.rows import Prediction
 from intarsia.serving.sampling import Sampling
-from intarsia.workflow.answers import Prediction
 
 
 class RequestError(IntarsiaError):

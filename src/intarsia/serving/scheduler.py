@@ -71,8 +71,9 @@ class Scheduler:
                 self._drop_if_empty(task)
         return late
 
-    def take(self) -> list[Item]:
-        """The next batch: at least one row if any waits, else []."""
+    def take(self, rows: int | None = None) -> list[Item]:
+        """The next batch: at least one row if any waits, else []. rows: at most so many."""
+        most = self.rows if rows is None else min(rows, self.rows)
         batch: list[Item] = []
         longest = 0
         full = False
@@ -83,7 +84,7 @@ class Scheduler:
             while queue and (queue[0].tokens <= self._credit[task] or self._alone(task)):
                 item = queue[0]
                 wider = max(longest, item.tokens)
-                if batch and ((len(batch) + 1) * wider > self.tokens or len(batch) == self.rows):
+                if batch and ((len(batch) + 1) * wider > self.tokens or len(batch) == most):
                     full = True
                     break
                 queue.popleft()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import DataError
+from intarsia.rows import decide
 from intarsia.training.generating import Writing, written
 from intarsia.training.metrics import compute_metrics
 from intarsia.training.source import IGNORED, BatchSource, to_device, weight
@@ -148,22 +149,8 @@ def _run(
 
 def _scores(kind: str, answers: list[Tensor]) -> Scores:
     """answers: logits (B, C), or (B, T, C) with T of the batch."""
-    scores: list[np.ndarray] = []
-    predictions: list[Any] = []
-    for logits in answers:
-        if kind == "regression":
-            values = logits.flatten().numpy()
-            scores += [np.asarray(value) for value in values]
-            predictions += values.tolist()
-        elif kind == "multi-label":
-            values = logits.sigmoid().numpy()
-            scores += list(values)
-            predictions += list((logits > 0).long().numpy())
-        else:
-            scores += list(logits.softmax(-1).numpy())
-            best = logits.argmax(-1).numpy()
-            predictions += best.tolist() if kind == "classification" else list(best)
-    return Scores(scores=scores, predictions=predictions)
+    both = [decide(kind, logits) for logits in answers]
+    return Scores(scores=[s for scores, _ in both for s in scores], predictions=[p for _, found in both for p in found])
 
 
 def _pairs(kind: str, predictions: list[Any], labels: list[Tensor]) -> tuple[list[Any], list[Any]]:

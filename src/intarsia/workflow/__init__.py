@@ -7,7 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from intarsia.workflow.answers import Prediction
     from intarsia.workflow.api import train
     from intarsia.workflow.doctor import Finding, examine
     from intarsia.workflow.scoring import Evaluation, evaluate, predict
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 _HOME_OF = {
     "Evaluation": "scoring",
     "Finding": "doctor",
-    "Prediction": "answers",
     "RunSettings": "sections",
     "Trained": "training",
     "evaluate": "scoring",
@@ -32,7 +30,6 @@ _HOME_OF = {
 __all__ = [
     "Evaluation",
     "Finding",
-    "Prediction",
     "RunSettings",
     "Trained",
     "evaluate",

@@ -14,8 +14,8 @@ from intarsia.errors import ConfigError, UnsupportedError
 from intarsia.heads import Head
 from intarsia.methods import Method
 from intarsia.methods.base import KeyValueDelta
+from intarsia.rows import room
 from intarsia.task import Task
-from intarsia.workflow.reading import room
 
 Status = Literal["pass", "fail", "not supported"]
 Outcome = tuple[Status, str]

@@ -16,27 +16,17 @@ from intarsia.data import (
 )
 from intarsia.errors import ConfigError, DataError
 from intarsia.heads import Head
-from intarsia.sites import Role
+from intarsia.rows import TARGET_LENGTH, longest_input
 from intarsia.task import Task
 from intarsia.taskfile import read_description
 
 Source = EncodedSource | GenerationSource
-TARGET_LENGTH = 128
-"""Longest target in tokens, where nobody says another."""
 
 
 def head_of(task: Task) -> Head:
     """The head; callers have refused tasks without one."""
     assert task.head is not None
     return task.head
-
-
-def room(task: Task, backbone: Backbone) -> int:
-    """How many tokens a row may have: virtual tokens take positions of their own, unless they stand in the row's template."""
-    prompt, taken = task.prompt, task.offset
-    if prompt is not None and prompt.place != "template" and any(s.role is Role.EMBED for s in task.sites.values()):
-        taken += prompt.length
-    return backbone.max_length - taken
 
 
 def longest_label(labels: Sequence[str], tokenizer: Any) -> int:
@@ -57,7 +47,7 @@ def source_of(
 ) -> Source:
     """The batches of some rows, as `task.data` says; in order of length without a seed. cache: a folder for the tokens."""
     kind, tokenizer = head_of(task).kind, backbone.tokenizer
-    length = min(task.data.get("max_length", room(task, backbone)), room(task, backbone))
+    length = longest_input(task, backbone)
     text = task.data.get("template")
     template = None if text is None else Template.parse(text)
     pad_id = cast(int, tokenizer.pad_token_id)

@@ -11,6 +11,7 @@ from intarsia.bank import TaskBank
 from intarsia.data import DataSpec, load_data, load_rows_for_prediction
 from intarsia.data.spec import SPLITS
 from intarsia.errors import ConfigError, DataError, TaskError, nearest
+from intarsia.rows import Prediction, room
 from intarsia.task import Task
 from intarsia.taskfile import read_description
 from intarsia.training import Scores, Writing
@@ -18,13 +19,12 @@ from intarsia.training import evaluate as run_evaluation
 from intarsia.training import predict as run_prediction
 from intarsia.training.progress import ticking
 from intarsia.workflow import ensemble
-from intarsia.workflow.answers import Prediction, named
+from intarsia.workflow.answers import named
 from intarsia.workflow.reading import (
     Source,
     columns_of,
     head_of,
     origin,
-    room,
     source_of,
     spec_of,
     typed_rows,

@@ -14,9 +14,10 @@ from intarsia.data import GenerationSource, Rows, Splits, Template, load_data
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.methods import method_from_dict
+from intarsia.rows import TARGET_LENGTH, room
 from intarsia.task import Task
 from intarsia.training import Logger, Reporter, SilentReporter, Writing, fit, open_logger, validation_metric
-from intarsia.workflow.reading import TARGET_LENGTH, Source, longest_label, room, source_of
+from intarsia.workflow.reading import Source, longest_label, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
 from intarsia.workflow.sections import GenerationSettings, RunSettings
 

@@ -1,0 +1,112 @@
+"""The tasks that an engine serves: they come, change and go while others are asked."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Literal
+
+from intarsia.backbone import Backbone
+from intarsia.bank import TaskBank
+from intarsia.errors import IntarsiaError, TaskError
+from intarsia.rows import RowReader, Tokens
+from intarsia.serving.cards import Card, card_of
+from intarsia.serving.requests import Unavailable
+from intarsia.serving.versions import Version
+from intarsia.task import Task
+
+State = Literal["starting", "ready", "draining", "dead"]
+
+
+class ServedTasks:
+    """Public names and the versions behind them, in one bank that belongs to one thread."""
+
+    def __init__(self, backbone: Backbone, capacity: int | None) -> None:
+        self.backbone = backbone
+        self.state: State = "starting"
+        self._bank = TaskBank(backbone, capacity=capacity)
+        self._tokens = Tokens(backbone)
+        self._current: dict[str, Version] = {}
+        self._lock = threading.Condition()
+        """Held for moments only: by submit, by the engine between two steps, by those who ask how it goes."""
+        self._controls: deque[Callable[[], None]] = deque()
+        """What the thread is to do between two steps."""
+        self._changing = threading.Lock()
+        self._thread: threading.Thread
+
+    def put(self, name: str, folder: Path) -> Card:
+        """Serves the folder's task under this name; requests on an older version finish on it. TaskError when it cannot be."""
+        with self._changing:
+            task = Task.load(folder, self.backbone).requires_grad_(False)
+            current = self._current.get(name)
+            if current is None or current.task.version != task.version:
+                try:
+                    version = Version(name, task, RowReader(task, self._tokens))
+                except IntarsiaError as error:
+                    raise TaskError(f"{folder}: {error}") from None
+                self._on_thread(lambda: self._swap(version))
+            with self._lock:
+                return self._card(self._current[name])
+
+    def remove(self, name: str) -> None:
+        """Takes a task out; requests that are under way finish. TaskError when there is none."""
+        with self._changing:
+            if name not in self._current:
+                raise TaskError(f"no task named {name!r} is served")
+            self._on_thread(lambda: self._drop(name))
+
+    def cards(self) -> list[Card]:
+        """All tasks, by name."""
+        with self._lock:
+            return [self._card(self._current[name]) for name in sorted(self._current)]
+
+    def _card(self, version: Version) -> Card:
+        return card_of(version.name, version.task, version.nbytes, self._bank.on_device(version.key))
+
+    def _swap(self, version: Version) -> None:
+        self._bank.add(version.task, version.key)
+        version.nbytes, version.task = self._bank.nbytes(version.key), self._bank.tasks[version.key]
+        with self._lock:
+            old = self._current.get(version.name)
+            self._current[version.name] = version
+            if old is not None:
+                self._retire(old)
+
+    def _drop(self, name: str) -> None:
+        with self._lock:
+            self._retire(self._current.pop(name))
+
+    def _retire(self, version: Version) -> None:
+        version.retired = True
+        if not version.users:
+            self._evict(version)
+
+    def _evict(self, version: Version) -> None:
+        self._bank.evict(version.key)
+
+    def _on_thread(self, change: Callable[[], None]) -> None:
+        """Runs a change on the engine's thread, between two steps, and waits for it."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                change()
+            except IntarsiaError as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        with self._lock:
+            if self.state != "ready":
+                raise Unavailable(f"the engine is {self.state}")
+            self._controls.append(run)
+            self._lock.notify_all()
+        while True:
+            try:
+                return done.result(timeout=1.0)
+            except TimeoutError:
+                if not self._thread.is_alive():
+                    raise Unavailable("the engine is dead") from None

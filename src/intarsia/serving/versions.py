@@ -1,0 +1,31 @@
+"""The tasks that are served: a public name, and the versions of it that are in the bank side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from intarsia.rows import RowReader
+from intarsia.task import Task
+
+
+@dataclass(slots=True, eq=False)
+class Version:
+    """One version of a task. It stays in the bank until it has been replaced and its last request is done."""
+
+    name: str
+    task: Task
+    reader: RowReader
+    nbytes: int = 0
+    users: int = 0
+    """Requests that began with it."""
+    retired: bool = False
+    key: str = field(init=False)
+    """Its name in the bank."""
+
+    def __post_init__(self) -> None:
+        self.key = f"{self.name}@{self.task.version[:16]}"
+
+    @property
+    def kind(self) -> str:
+        """Of its head."""
+        return self.reader.kind
