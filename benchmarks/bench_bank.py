@@ -1,9 +1,11 @@
 """Throughput of mixed batches: 1 to 1,024 resident tasks under four sorts of traffic, against one task and against the peers.
 
-    python -m benchmarks.bench_bank [--device cpu|cuda] [--shape bert-base|minilm] [--seconds 6] [--tasks 1 8 64 256 1024]
+    python -m benchmarks.bench_bank --shape minilm
+    python -m benchmarks.bench_bank --shape bert-base --jobs encoder --tasks 1024 --traffic uniform --keep
+    python -m benchmarks.bench_bank --device cuda
 
 A backbone of random weights in the given shape (speed does not depend on the values), tasks of random values: adapters of width 48
-(two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; classification heads. Encoder: batches of 32 rows of 64 tokens.
+(two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; heads. Encoder: batches of 32 rows of 64 tokens.
 Decode: 64 rows, one token each, through `TaskBank.generate`'s own routing. Every figure is a ratio to one-task traffic on the same
 bank in the same run: the two alternate, round by round. Writes results/bank_{cpu,cuda}.{json,md}.
 """
@@ -12,16 +14,19 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import random
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benchmarks.results import write_results
+from benchmarks.results import RESULTS, write_results
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.heads import Head
@@ -87,7 +92,9 @@ def draw(traffic: str, names: list[str], rows: int, seed: int) -> list[str]:
     return shuffle.choices(names, weights=weights, k=rows)
 
 
-def pairs(one: Callable[[int], None], other: Callable[[int], None], seconds: float, device: str) -> tuple[float, float, float]:
+def pairs(
+    one: Callable[[int], None], other: Callable[[int], None], seconds: float, device: str
+) -> tuple[float, float, float]:
     """Seconds a call of each (medians), and the median of the ratios of neighbours; they alternate, so noise hits both."""
 
     def timed(call: Callable[[int], None], number: int) -> float:
@@ -105,7 +112,11 @@ def pairs(one: Callable[[int], None], other: Callable[[int], None], seconds: flo
     end = time.perf_counter() + seconds
     while len(found) < 6 or time.perf_counter() < end:
         number = len(found)
-        found.append((timed(one, number), timed(other, number)) if number % 2 else (timed(other, number), timed(one, number))[::-1])
+        found.append(
+            (timed(one, number), timed(other, number))
+            if number % 2
+            else (timed(other, number), timed(one, number))[::-1]
+        )
     ratio = statistics.median(a / b for a, b in found)
     return statistics.median(a for a, _ in found), statistics.median(b for _, b in found), ratio
 
@@ -135,7 +146,10 @@ def measure(bank: TaskBank, job: str, traffic: str, seconds: float, device: str)
 
     with torch.inference_mode():
         mixed, single, ratio = pairs(
-            lambda number: step(draw(traffic, names, rows, number)), lambda number: step([names[0]] * rows), seconds, device
+            lambda number: step(draw(traffic, names, rows, number)),
+            lambda number: step([names[0]] * rows),
+            seconds,
+            device,
         )
     per = rows * (TOKENS if job == "encoder" else DECODE_STEPS)
     return {
@@ -149,45 +163,64 @@ def measure(bank: TaskBank, job: str, traffic: str, seconds: float, device: str)
 
 
 def turnover(bank: TaskBank, kind: str, head: Head | None) -> dict[str, Any]:
-    """Milliseconds of add and evict with all other tasks resident, and the longest answer meanwhile."""
+    """Milliseconds of adding and removing with all other tasks resident, and the longest answer meanwhile."""
     task = Task.new("new", bank.backbone, METHODS[kind], head).eval().requires_grad_(False)
     adds, evicts = [], []
     for _ in range(200):
         start = time.perf_counter()
         bank.add(task)
         middle = time.perf_counter()
-        bank.evict("new")
+        bank.discard("new")
         adds.append(1000 * (middle - start))
         evicts.append(1000 * (time.perf_counter() - middle))
     at = [round(statistics.quantiles(times, n=100)[98], 2) for times in (adds, evicts)]
-    return {"job": "turnover", "method": kind, "resident tasks": len(bank.tasks), "add p99 ms": at[0], "evict p99 ms": at[1]}
+    return {"job": "turnover", "resident tasks": len(bank.tasks), "add p99 ms": at[0], "remove p99 ms": at[1]}
 
 
-def memory(backbone: Backbone, kind: str, count: int, head: Head) -> dict[str, Any]:
-    """What a thousand tasks of a method take: the process's growth beside the sum of their tensors."""
-    gc.collect()
-    before = _resident()
+def memory(kind: str, count: int, shape: str, device: str) -> dict[str, Any]:
+    """What a thousand tasks of a method take: the growth of a process of its own, beside the sum of their tensors."""
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.bench_bank",
+        "--memory-of",
+        kind,
+        str(count),
+        "--shape",
+        shape,
+        "--device",
+        device,
+    ]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+
+
+def grown(kind: str, count: int, shape: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
+    """In that process."""
+    backbone, head = encoder(shape, device, dtype), Head(labels=("a", "b", "c"))
     bank = TaskBank(backbone)
-    fill(bank, (kind,), count, head)
+    fill(bank, (kind,), 8, head)  # what the first ones load and allocate once is not theirs
     gc.collect()
-    grown = _resident() - before
-    tensors = bank.device_bytes + sum(p.numel() * 4 for t in bank.tasks.values() for p in t.head_module.parameters())
-    bank.detach()
+    before, had = resident(device), bank.device_bytes
+    fill(bank, (kind,), 8 + count, head)
+    gc.collect()
+    heads = sum(p.numel() * 4 for task in list(bank.tasks.values())[8:] for p in task.head_module.parameters())
+    tensors, more = bank.device_bytes - had + heads, resident(device) - before
     return {
         "job": "memory",
         "method": kind,
+        "shape": shape,
         "resident tasks": count,
         "tensors MB": round(tensors / 1e6, 1),
-        "process grew by MB": round(grown / 1e6, 1),
+        "grown by MB": round(more / 1e6, 1),
+        "grown / tensors": round(more / tensors, 3),
     }
 
 
-def _resident() -> int:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+def resident(device: str) -> int:
+    """Bytes of this process, and of its tensors on a GPU."""
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
-    return pages * resource.getpagesize() + (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0)
+    return pages * resource.getpagesize() + (torch.cuda.memory_allocated() if device == "cuda" else 0)
 
 
 def peft_rows(shape: str, device: str, dtype: torch.dtype, count: int, seconds: float) -> list[dict[str, Any]]:
@@ -238,38 +271,66 @@ def peft_rows(shape: str, device: str, dtype: torch.dtype, count: int, seconds: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--shape", default="bert-base", choices=list(SHAPES))
-    parser.add_argument("--seconds", type=float, default=6)
+    parser.add_argument("--jobs", nargs="+", default=["encoder", "decode", "memory", "peft"])
+    parser.add_argument("--methods", nargs="+", default=["adapter", "lora", "adapter+lora+prefix"])
+    parser.add_argument("--traffic", nargs="+", default=list(TRAFFIC))
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--seconds", type=float, default=4, help="of each figure")
     parser.add_argument("--peft-tasks", type=int, default=64)
+    parser.add_argument(
+        "--keep", action="store_true", help="beside the rows that the result file has for other shapes and jobs"
+    )
+    parser.add_argument("--memory-of", nargs=2, metavar=("METHOD", "COUNT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
+    if given.memory_of:
+        print(json.dumps(grown(given.memory_of[0], int(given.memory_of[1]), given.shape, given.device, dtype)))
+        return
     rows: list[dict[str, Any]] = []
 
     def note(row: dict[str, Any]) -> None:
-        rows.append(row)
-        print(row, flush=True)
+        rows.append({"shape": given.shape, **row})
+        print(rows[-1], flush=True)
 
+    run(given, dtype, note)
+    name = f"bank_{given.device}"
+    if given.keep and (path := RESULTS / f"{name}.json").exists():
+        measured = {(row["shape"], row["job"]) for row in rows}
+        rows = [
+            row for row in json.loads(path.read_text())["rows"] if (row["shape"], row["job"]) not in measured
+        ] + rows
+    write_results(name, f"Mixed batches, {given.device}", rows, text=__doc__.split("\n\n")[2].replace("\n", " "))
+
+
+def run(given: argparse.Namespace, dtype: torch.dtype, note: Callable[[dict[str, Any]], None]) -> None:
+    """All jobs that were asked for."""
     head = Head(labels=("a", "b", "c"))
     for job, make in (("encoder", encoder), ("decode", decoder)):
-        backbone = make(given.shape, given.device, dtype)
-        own = head if job == "encoder" else None
-        for kinds in (("adapter",), ("lora",), ("adapter", "lora", "prefix")):
-            bank = TaskBank(backbone)
+        if job not in given.jobs:
+            continue
+        backbone, own = make(given.shape, given.device, dtype), head if job == "encoder" else None
+        for methods in given.methods:
+            bank, kinds = TaskBank(backbone), tuple(methods.split("+"))
             for count in given.tasks:
                 fill(bank, kinds, count, own)
-                for traffic in TRAFFIC if count > 1 else ("identical",):
-                    note({"system": "intarsia", "methods": " + ".join(kinds), **measure(bank, job, traffic, given.seconds, given.device)})
-            note({"system": "intarsia", **turnover(bank, kinds[0], own)})
+                for traffic in given.traffic if count > 1 else ("identical",):
+                    note(
+                        {
+                            "system": "intarsia",
+                            "methods": methods,
+                            **measure(bank, job, traffic, given.seconds, given.device),
+                        }
+                    )
+            note({"system": "intarsia", "methods": methods, **turnover(bank, kinds[0], own)})
             bank.detach()
-        if job == "encoder":
-            for kind in ("prompt", "lora", "adapter"):
-                note({"system": "intarsia", **memory(backbone, kind, 1000, head)})
-    for row in peft_rows(given.shape, given.device, dtype, given.peft_tasks, given.seconds):
+    for kind in ("prompt", "lora", "adapter") if "memory" in given.jobs else ():
+        note({"system": "intarsia", **memory(kind, 1000, given.shape, given.device)})
+    for row in (
+        peft_rows(given.shape, given.device, dtype, given.peft_tasks, given.seconds) if "peft" in given.jobs else ()
+    ):
         note(row)
-    text = __doc__.split("\n\n")[2].replace("\n", " ")
-    write_results(f"bank_{given.device}", "Mixed batches", rows, text=text)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ row never meets another task's positions.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,32 +30,37 @@ def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Te
 
 
 def _rows(values: Tensor, count: int) -> Tensor:
-    """(N, ...) -> (count, ...): each task's values for its rows. One task's are not copied."""
-    return (
-        values.expand(count, *values.shape[1:])
-        if len(values) == 1
-        else values.repeat_interleave(count // len(values), 0)
-    )
+    """(N, ...) -> (count, ...): each task's values for its rows. Copied only where there are several tasks of several rows."""
+    if len(values) == count:
+        return values
+    if len(values) == 1:
+        return values.expand(count, *values.shape[1:])
+    return values.repeat_interleave(count // len(values), 0)
 
 
-def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int]) -> Prefix:
-    """Each row's keys and values; rows with none, or with shorter ones, have hidden columns on the left."""
+def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int], masks: dict[Any, Any]) -> Prefix:
+    """Each row's keys and values; rows with none, or with shorter ones, have hidden columns on the left. masks: what is the same at
+    all layers of a call, and made once."""
     made = [delta() if isinstance(delta, KeyValueDelta) else None for delta in deltas]
     offset = any(isinstance(delta, KeyValueDelta) and delta.offset for delta in deltas)
     like = next(pair for pair in made if pair is not None)
     if len(made) == 1:
         keys, values = (part if len(part) == 1 else _rows(part, counts[0]) for part in like)
-        return Prefix(keys, values, offset=offset)
-    longest = max(pair[0].shape[2] for pair in made if pair is not None)
-    columns = torch.arange(longest, device=like[0].device)
-    keys, values, visible = [], [], []
-    for pair, count in zip(made, counts, strict=True):
-        length = 0 if pair is None else pair[0].shape[2]
+        return Prefix(keys, values, None, offset, masks)
+    lengths = [0 if pair is None else pair[0].shape[2] for pair in made]
+    longest = max(lengths)
+    if (word := (*lengths, *counts)) not in masks:
+        columns = torch.arange(longest, device=like[0].device)
+        each = zip(lengths, counts, strict=True)
+        masks[word] = torch.cat([(columns >= longest - length).expand(count, -1) for length, count in each])
+    keys, values = [], []
+    for pair, length, count in zip(made, lengths, counts, strict=True):
         for source, pieces in zip(like if pair is None else pair, (keys, values), strict=True):
             own = source[:1] if pair is None else source
-            pieces.append(_rows(F.pad(own[:, :, :length], (0, 0, longest - length, 0)), count))
-        visible.append((columns >= longest - length).expand(count, -1))
-    return Prefix(torch.cat(keys), torch.cat(values), torch.cat(visible), offset)
+            if length < longest:
+                own = F.pad(own[:, :, :length], (0, 0, longest - length, 0))
+            pieces.append(_rows(own, count))
+    return Prefix(torch.cat(keys), torch.cat(values), masks[word], offset, masks)
 
 
 def mix_prompts(

@@ -61,6 +61,13 @@ class Residents:
 
     def evict(self, name: str) -> Task:
         """Takes a task out and returns it, with its tensors; sites that no other task uses lose their hooks."""
+        resident = self._residents[self._known(name)]
+        task = resident.whole() if isinstance(resident, Stored) else resident.task
+        self.discard(name)
+        return task
+
+    def discard(self, name: str) -> None:
+        """As `evict`, and the task is gone."""
         name = self._known(name)
         if self._active == name:
             self.activate(None)
@@ -68,7 +75,6 @@ class Residents:
         task = self.tasks.pop(name)
         if isinstance(resident, Stored):
             self._shelf.take(name)
-            task = resident.whole()
         self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
         for key in task.sites:
             hooks, users = self._hooks.pop(key)
@@ -76,7 +82,6 @@ class Residents:
                 self._hooks[key] = hooks, users - 1
             else:
                 hooks.remove()
-        return task
 
     def replace(self, name: str, task: Task) -> None:
         """Puts another task in a resident one's place; its aliases stay. TaskError, and nothing changed, when it does not fit."""
@@ -103,7 +108,7 @@ class Residents:
     def detach(self) -> None:
         """Takes all tasks out; the backbone's outputs are as before, to the bit."""
         for name in list(self.tasks):
-            self.evict(name)
+            self.discard(name)
 
     def nbytes(self, name: str) -> int:
         """Bytes of the bank's memory for a task: 0 for one in training, which is its owner's."""

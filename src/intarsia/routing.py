@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -85,6 +85,7 @@ class Route:
         the call, side by side."""
         self.runs, self.rows, self.entered, self.beams = tuple(runs), rows, entered, beams
         self._deltas: dict[str, list[Delta | None]] = {}
+        self._masks: dict[Any, Any] = {}
 
     def project(self, key: str, x: Tensor, y: Tensor) -> Tensor:
         """y', at a projection."""
@@ -96,7 +97,7 @@ class Route:
     def prefix(self, key: str, rows: int) -> Prefix | None:
         """What goes before the keys and values of an attention."""
         deltas = self._at(key)
-        return None if all(delta is None for delta in deltas) else mix_prefixes(deltas, self._counts(rows))
+        return None if all(delta is None for delta in deltas) else mix_prefixes(deltas, self._counts(rows), self._masks)
 
     def prompts(self, key: str, rows: int, device: torch.device) -> Prompts | None:
         """What goes in at the input embeddings."""

@@ -82,8 +82,9 @@ class Form:
         return made
 
     def pack(self, task: Task, dtype: torch.dtype) -> Tensor:
-        """(size,), on the CPU: the task's tensors in their folded form. In the backbone's dtype, to which each use would cast."""
-        flat = torch.zeros(self.size, dtype=dtype)
+        """(size,): the task's tensors in their folded form, where they are; in the backbone's dtype, as each use would cast them."""
+        device = next((parameter.device for parameter in task.parameters()), torch.device("cpu"))
+        flat = torch.zeros(self.size, dtype=dtype, device=device)
         for key, entries in self.layout.items():
             delta = task.delta(key)
             assert delta is not None
@@ -98,7 +99,9 @@ class Form:
         whole._modules = dict(task._modules)
         whole.deltas = nn.ModuleDict()
         for key, shell in self.shells.items():
-            full = copy.deepcopy(shell)
+            full = object.__new__(type(shell))
+            # Hooks, buffers and the like are dictionaries of its own.
+            full.__dict__.update({k: copy.copy(v) if isinstance(v, dict) else v for k, v in shell.__dict__.items()})
             for name, at, shape in self.layout[key]:
                 values = flat[at : at + shape.numel()].view(1, *shape).to(torch.float32, copy=True)
                 full._parameters[name] = nn.Parameter(values, requires_grad=False)

@@ -30,6 +30,8 @@ class Prefix(NamedTuple):
     """(B, P) bool, where rows have prefixes of unequal length; None: all are seen."""
     offset: bool = False
     """Whether positions count the prefix; only a relative position bias (T5) needs to know."""
+    masks: dict[Any, Any] | None = None
+    """Kept from layer to layer of a call: the same mask need not be made longer at each of them."""
 
 
 Extend = Callable[[int], Prefix | None]
@@ -83,7 +85,7 @@ def _attend(
         more["position_bias"] = _longer_bias(module, bias, prefix)
     causal = more.pop("is_causal", None)
     causal = getattr(module, "is_causal", True) if causal is None else causal
-    mask = _longer_mask(mask, query, key, prefix, causal=bool(causal))
+    mask = _once(prefix, mask, query, key, bool(causal))
     if additive and mask is not None and mask.dtype == torch.bool:
         # Eager attention adds its mask to the scores; the model made none here, and ours is boolean.
         mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
@@ -94,6 +96,19 @@ def _attend(
     value = torch.cat([prefix.value.to(value.dtype).expand(rows, -1, -1, -1), value], dim=2)
     # A mask of our own says all; left to itself sdpa would cut the keys to the first T, and lose the last P real ones.
     return inner(module, query, key, value, mask, is_causal=False, **more)
+
+
+def _once(prefix: Prefix, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
+    """`_longer_mask`, not made again where the layer before had the same."""
+    if prefix.masks is None:
+        return _longer_mask(mask, query, key, prefix, causal=causal)
+    held = prefix.masks.get(("longer", causal))
+    size = (prefix.key.shape[2], query.shape[2], key.shape[2], key.device)
+    # The masks themselves are held too, so that no other can have their place in memory.
+    if held is None or held[0] is not mask or held[1] is not prefix.visible or held[2] != size:
+        held = mask, prefix.visible, size, _longer_mask(mask, query, key, prefix, causal=causal)
+        prefix.masks["longer", causal] = held
+    return held[3]
 
 
 def _longer_mask(mask: Tensor | None, query: Tensor, key: Tensor, prefix: Prefix, *, causal: bool) -> Tensor | None:

@@ -138,9 +138,7 @@ class BottleneckDelta(ProjectionDelta):
         """x: (B, T, D_in), the sublayer's input; y: (B, T, D). Returns (B, T, D)."""
         dropout = self.method.dropout if self.training else 0.0
         inner = x if self.method.parallel else y
-        change = ops.bottleneck(
-            inner, self.down, self.down_bias, self.up, self.up_bias, self.activation, dropout
-        )
+        change = ops.bottleneck(inner, self.down, self.down_bias, self.up, self.up_bias, self.activation, dropout)
         if self.scale is not None:
             change = change * ops.per_task(self.scale, change)
         elif self.method.scale != 1.0:

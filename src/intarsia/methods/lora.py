@@ -83,4 +83,4 @@ class LowRankDelta(ProjectionDelta):
         """x: (B, T, D_in), y: (B, T, D_out). Returns (B, T, D_out)."""
         if self.training and self.method.dropout:
             x = F.dropout(x, self.method.dropout)
-        return y + ops.low_rank(x, self.a, self.b) * (self.method.alpha / self.method.rank)
+        return y.add(ops.low_rank(x, self.a, self.b), alpha=self.method.alpha / self.method.rank)

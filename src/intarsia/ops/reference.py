@@ -61,8 +61,9 @@ def per_task(vector: Tensor, like: Tensor) -> Tensor:
     vector = vector.to(like.dtype)
     if len(vector) == 1:
         return vector[0]
-    rows = vector.repeat_interleave(like.shape[0] // len(vector), dim=0)
-    return rows.view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
+    if len(vector) < like.shape[0]:
+        vector = vector.repeat_interleave(like.shape[0] // len(vector), dim=0)
+    return vector.view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
 
 
 def normalise(x: Tensor, eps: float, *, centre: bool) -> Tensor:

@@ -85,7 +85,7 @@ class ServedTasks:
             self._evict(version)
 
     def _evict(self, version: Version) -> None:
-        self._bank.evict(version.key)
+        self._bank.discard(version.key)
 
     def _on_thread(self, change: Callable[[], None]) -> None:
         """Runs a change on the engine's thread, between two steps, and waits for it."""
