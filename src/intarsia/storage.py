@@ -82,7 +82,7 @@ class Form:
         return made
 
     def pack(self, task: Task, dtype: torch.dtype) -> Tensor:
-        """(size,): the task's tensors in their folded form, where they are; in the backbone's dtype, as each use would cast them."""
+        """(size,): the task's tensors in their folded form, where they are, in the backbone's dtype, as each use casts them."""
         device = next((parameter.device for parameter in task.parameters()), torch.device("cpu"))
         flat = torch.zeros(self.size, dtype=dtype, device=device)
         for key, entries in self.layout.items():

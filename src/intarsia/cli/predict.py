@@ -1,10 +1,11 @@
 """`intarsia predict`."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,7 +21,12 @@ def add(app: typer.Typer) -> None:
 
 
 def predict(
-    task_dirs: options.TaskDirs,
+    task_dirs: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[TASK_DIR...]", help="A task folder written by `intarsia train`; several of them vote."
+        ),
+    ] = None,
     text: Annotated[
         list[str] | None,
         typer.Option("--text", help="A text; may be given many times. Of a task on pairs, two of them make one row."),
@@ -28,6 +34,14 @@ def predict(
     data: options.Data = None,
     split: options.Split = "test",
     combine: options.Combine = None,
+    tasks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Instead of TASK_DIR: a folder of task folders. Each row of --data is answered by the task in its column "
+            "`task`, or by all; answers come as they are made, and a stopped run goes on in the same --out.",
+        ),
+    ] = None,
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead of standard output.")] = None,
     text_columns: options.TextColumns = None,
     backbone: options.OtherBackbone = None,
@@ -43,6 +57,11 @@ def predict(
 ) -> None:
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigError(f"--out must be a file in a folder that exists, got {out}")
+    if tasks is not None:
+        _many(tasks, task_dirs, text, data, out, backbone=backbone, dtype=dtype, device=device)
+        return
+    if not task_dirs:
+        raise ConfigError("predict needs a task folder, or --tasks with a folder of task folders")
     from intarsia import workflow
 
     answers = workflow.predict(
@@ -68,6 +87,22 @@ def predict(
     with written_whole(out) as file:
         for answer in answers:
             file.write(json.dumps(asdict(answer), ensure_ascii=False) + "\n")
+
+
+def _many(
+    tasks: Path, task_dirs: list[Path] | None, text: list[str] | None, data: str | None, out: Path | None, **where: Any
+) -> None:
+    """All tasks of a folder, through the serving engine."""
+    if task_dirs or text or data is None:
+        raise ConfigError(
+            "--tasks answers the rows of a file: give it with --data FILE, and neither TASK_DIR nor --text"
+        )
+    from intarsia.serving.bulk import predict_folder
+
+    ended = predict_folder(tasks, Path(data), out, **where)
+    went = f", {ended.before} stood there already" if ended.before else ""
+    failed = f", {ended.failed} failed (their lines say why)" if ended.failed else ""
+    print(f"{ended.answered} answers{failed}{went}", file=sys.stderr)
 
 
 def _rows(texts: Sequence[str], task_dir: Path) -> Sequence[str | tuple[str, ...]]:

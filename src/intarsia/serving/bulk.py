@@ -1,0 +1,222 @@
+"""A file of rows through the engine: each row asked of the task that it names, or of all tasks; answers as they come, in order.
+
+The output is one JSON line for each row and task. A run that was stopped goes on behind its last whole line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import queue
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from intarsia.backbone import Backbone
+from intarsia.data.files import Table, read_table
+from intarsia.errors import ConfigError, DataError, TaskError, nearest
+from intarsia.heads import Decoding
+from intarsia.serving.cards import Card
+from intarsia.serving.engine import Engine
+from intarsia.serving.limits import Limits
+from intarsia.serving.requests import (
+    Answer,
+    Classify,
+    Event,
+    Failed,
+    Finished,
+    Generate,
+    Piece,
+    Request,
+    RequestError,
+    Tag,
+)
+from intarsia.serving.sampling import Sampling
+from intarsia.taskfile import read_description
+from intarsia.training.progress import ticking
+
+COLUMN = "task"
+AHEAD = 256
+"""Requests that are under way at once: enough to fill the engine's batches."""
+HOURS = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """How a run ended."""
+
+    answered: int
+    failed: int
+    before: int
+    """Lines that an earlier run had written."""
+
+
+def predict_folder(
+    tasks: Path, data: Path, out: Path | None, *, backbone: str | None = None, dtype: str = "auto", device: str = "auto"
+) -> Counted:
+    """Answers every row of `data` with the task named in its column `task`, or with all tasks of the folder where there is no
+    such column. out: a .jsonl file that grows, and is gone on with where it exists; None: standard output.
+
+    backbone: None: the one that the tasks name. DataError, TaskError and ConfigError for what cannot be answered at all; a row
+    that fails has its error in its line.
+    """
+    folders = _folders(tasks)
+    table = read_table(data)
+    name = backbone or str(read_description(next(iter(folders.values())))["backbone"].get("name"))
+    words = any(read_description(folder)["head"].get("verbaliser") for folder in folders.values())
+    engine = Engine(
+        Backbone.load(name, dtype=dtype, device=device, language_model=words), limits=Limits(seconds=HOURS, wait_ms=0.5)
+    )
+    engine.start()
+    try:
+        wanted = sorted(folders) if COLUMN not in table.columns else sorted(_named(table, folders))
+        cards = {one: engine.put(one, folders[one]) for one in wanted}
+        settings = {one: _sampling(folders[one]) for one in wanted if cards[one].kind == "generation"}
+        rows = list(_rows(table, cards))
+        done = 0 if out is None else _resumed(out, rows, cards)
+        with ticking("predicting", len(rows) - done) as tick, _appending(out) as file:
+            failed = 0
+            for line in _answers(engine, table, rows[done:], cards, settings):
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.flush()
+                failed += "error" in line
+                tick()
+        return Counted(len(rows) - done - failed, failed, done)
+    finally:
+        engine.drain(0)
+
+
+def _folders(tasks: Path) -> dict[str, Path]:
+    if not tasks.is_dir():
+        raise ConfigError(f"--tasks must be a folder of task folders, got {tasks}")
+    found = {path.name: path for path in sorted(tasks.iterdir()) if path.is_dir() and (path / "task.json").is_file()}
+    if not found:
+        raise TaskError(f"{tasks} holds no task folder; expected folders written by `intarsia train`")
+    return found
+
+
+def _named(table: Table, folders: dict[str, Path]) -> set[str]:
+    """The tasks that the rows name; DataError for one that is not there."""
+    for row, name in enumerate(table.columns[COLUMN]):
+        if name not in folders:
+            known = sorted(folders)
+            raise table.bad_rows(
+                [row], f"no task {name!r}; there are {', '.join(known[:8])}{nearest(str(name), known)}"
+            )
+    return set(table.columns[COLUMN])
+
+
+def _rows(table: Table, cards: dict[str, Card]) -> Iterator[tuple[int, str]]:
+    """(row, task) in the order of the output. DataError where a task's text column is missing."""
+    for card in cards.values():
+        if missing := [column for column in card.columns if column not in table.columns]:
+            known = list(table.columns)
+            raise DataError(
+                f"{table.source} has no column {missing[0]!r}, which task {card.name!r} reads; it has {', '.join(known)}"
+                + nearest(missing[0], known)
+            )
+    named = table.columns.get(COLUMN)
+    for row in range(len(table)):
+        for name in [named[row]] if named is not None else cards:
+            yield row, name
+
+
+def _sampling(folder: Path) -> Sampling:
+    given = read_description(folder)["data"].get("generation", {})
+    known = {field.name for field in dataclasses.fields(Decoding)}
+    decoding = Decoding(**{key: value for key, value in given.items() if key in known})
+    return Sampling(
+        max_tokens=decoding.max_new_tokens,
+        temperature=decoding.temperature if decoding.sample else 0.0,
+        top_k=decoding.top_k if decoding.sample else 0,
+        top_p=decoding.top_p,
+        seed=decoding.seed,
+    )
+
+
+def _resumed(out: Path, rows: Sequence[tuple[int, str]], cards: dict[str, Card]) -> int:
+    """How many lines stand already; a last half line is cut off. ConfigError where they are of other rows or versions."""
+    if not out.exists():
+        return 0
+    with out.open("r+b") as file:
+        whole = file.read()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        file.truncate(len(kept))
+    lines = kept.splitlines()
+    for number, line in enumerate(lines):
+        try:
+            found = json.loads(line)
+            same = (found["row"], found["task"]) == rows[number] and found["version"] == cards[found["task"]].version
+        except (ValueError, KeyError, TypeError, IndexError):
+            same = False
+        if not same:
+            raise ConfigError(
+                f"{out}, line {number + 1} is not of this file and these tasks, so there is nothing to go on with; remove it or "
+                "give another --out"
+            )
+    return len(lines)
+
+
+class _appending:  # noqa: N801 - used like a function
+    """The file, opened to append; standard output for None."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.out = out
+
+    def __enter__(self) -> TextIO:
+        import sys
+
+        self.file: TextIO = sys.stdout if self.out is None else self.out.open("a", encoding="utf-8")
+        return self.file
+
+    def __exit__(self, *_: Any) -> None:
+        if self.out is not None:
+            self.file.flush()
+            os.fsync(self.file.fileno())
+            self.file.close()
+
+
+def _answers(
+    engine: Engine, table: Table, rows: Sequence[tuple[int, str]], cards: dict[str, Card], settings: dict[str, Sampling]
+) -> Iterator[dict[str, Any]]:
+    """A line for each row, in order; so many requests are under way that batches are full."""
+    waiting: list[tuple[int, str, queue.SimpleQueue[Event]]] = []
+    for row, name in rows:
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        try:
+            engine.submit(_request(table, row, cards[name], settings), events.put)
+        except RequestError as error:
+            events.put(Failed(error))
+        waiting.append((row, name, events))
+        if len(waiting) == AHEAD:
+            yield _line(*waiting.pop(0), cards)
+    for one in waiting:
+        yield _line(*one, cards)
+
+
+def _request(table: Table, row: int, card: Card, settings: dict[str, Sampling]) -> Request:
+    texts = [table.columns[column][row] for column in card.columns]
+    if card.kind == "token-classification":
+        words = texts[0] if isinstance(texts[0], list) else str(texts[0]).split()
+        return Tag(task=card.name, words=tuple(map(str, words)))
+    given = tuple("" if text is None else str(text) for text in texts)
+    if card.kind != "generation":
+        return Classify(task=card.name, texts=given)
+    prompt = given[0] if len(given) == 1 else json.dumps(dict(zip(card.columns, given, strict=True)))
+    return Generate(task=card.name, prompt=prompt, sampling=settings[card.name])
+
+
+def _line(row: int, name: str, events: queue.SimpleQueue[Event], cards: dict[str, Card]) -> dict[str, Any]:
+    line: dict[str, Any] = {"row": row, "task": name, "version": cards[name].version}
+    while isinstance(event := events.get(), Piece):
+        pass
+    if isinstance(event, Answer):
+        found = event.prediction
+        return {**line, "prediction": found.prediction, "label": found.label, "scores": found.scores}
+    if isinstance(event, Finished):
+        text = event.text.strip()
+        label = text if text in cards[name].labels else None
+        return {**line, "prediction": text, "label": label, "scores": None}
+    return {**line, "error": str(event.error)}

@@ -1,0 +1,96 @@
+"""A file through many tasks: every line is the solo answer, and a stopped run goes on."""
+
+import csv
+import json
+
+import pytest
+
+import intarsia
+from intarsia.backbone import Backbone
+from intarsia.errors import ConfigError, DataError, TaskError
+from intarsia.serving.bulk import predict_folder
+from serving.served import save
+from workflow.tiny_run import cli, make_backbone
+
+TEXTS = ["good film", "the plot was very poor", "fine", "a bad bad film", "great book"]
+__all__ = ["cli"]
+
+
+@pytest.fixture
+def there(tmp_path):
+    """Three tasks in a folder."""
+    backbone = Backbone.load(str(make_backbone(tmp_path / "backbone")), dtype="float32")
+    for number, name in enumerate(("mood", "spam", "topic")):
+        save(backbone, tmp_path / "tasks", name, number, seed=number)
+    return tmp_path
+
+
+def write(path, rows):
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_rows_go_to_the_task_that_they_name(there):
+    names = ["mood", "topic", "spam", "mood", "topic"]
+    data = write(there / "rows.csv", [{"task": n, "text": t} for n, t in zip(names, TEXTS, strict=True)])
+    ended = predict_folder(there / "tasks", data, there / "out.jsonl", dtype="float32")
+    assert (ended.answered, ended.failed, ended.before) == (5, 0, 0)
+    for row, (line, name) in enumerate(zip(lines(there / "out.jsonl"), names, strict=True)):
+        alone = intarsia.predict(there / "tasks" / name, [TEXTS[row]], dtype="float32")[0]
+        assert (line["row"], line["task"], line["label"]) == (row, name, alone.label)
+        assert line["scores"] == pytest.approx(alone.scores, abs=1e-5)
+
+
+def test_without_a_task_column_every_task_answers_every_row(there, capsys):
+    data = write(there / "rows.csv", [{"text": t} for t in TEXTS])
+    predict_folder(there / "tasks", data, None, dtype="float32")
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(line["row"], line["task"]) for line in found] == [
+        (r, n) for r in range(5) for n in ("mood", "spam", "topic")
+    ]
+
+
+def test_a_stopped_run_goes_on_behind_its_last_whole_line(there):
+    data, out = write(there / "rows.csv", [{"text": t} for t in TEXTS]), there / "out.jsonl"
+    predict_folder(there / "tasks", data, out, dtype="float32")
+    whole = out.read_text()
+    kept = whole.splitlines(keepends=True)
+    out.write_text("".join(kept[:6]) + kept[6][:20])
+    ended = predict_folder(there / "tasks", data, out, dtype="float32")
+    assert (ended.answered, ended.before) == (9, 6)
+    assert [{**line, "scores": None} for line in lines(out)] == [{**json.loads(line), "scores": None} for line in kept]
+    backbone = Backbone.load(str(there / "backbone"), dtype="float32")
+    save(backbone, there / "tasks", "mood", 1, seed=9)
+    before = out.read_text()
+    with pytest.raises(ConfigError, match="line 1 is not of this file"):
+        predict_folder(there / "tasks", data, out, dtype="float32")
+    assert out.read_text() == before
+
+
+def test_what_cannot_be_answered_is_said_in_one_line(there):
+    cases = [
+        ([{"task": "mod", "text": "good"}], DataError, "did you mean 'mood'"),
+        ([{"sentence": "good"}], DataError, "no column 'text'"),
+    ]
+    for rows, error, words in cases:
+        with pytest.raises(error, match=words):
+            predict_folder(there / "tasks", write(there / "rows.csv", rows), None)
+    (there / "empty").mkdir()
+    with pytest.raises(TaskError, match="no task folder"):
+        predict_folder(there / "empty", there / "rows.csv", None)
+    with pytest.raises(ConfigError, match="must be a folder"):
+        predict_folder(there / "none", there / "rows.csv", None)
+
+
+def test_a_row_that_fails_has_its_error_in_its_line(there):
+    data = write(there / "rows.csv", [{"task": "mood", "text": t} for t in ("good", " ", "fine")])
+    ended = predict_folder(there / "tasks", data, there / "out.jsonl", dtype="float32")
+    assert (ended.answered, ended.failed) == (2, 1)
+    assert "empty" in lines(there / "out.jsonl")[1]["error"]
