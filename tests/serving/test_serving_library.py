@@ -134,9 +134,12 @@ def test_an_upload_that_cannot_be_served_changes_nothing(served, backbone, tmp_p
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module.os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        library.write("mood", description, tensors)
+    for call in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(module.os, call, full)
+            with pytest.raises(OSError, match="No space"):
+                library.write("mood", description, tensors)
+        assert names(engine) == {"mood": version}
     library.look()
     assert names(engine) == {"mood": version}
     assert [path.name for path in library.folder.iterdir()] == ["mood"]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intarsia.cli import doctor, evaluate, inspect, predict, train
+from intarsia.cli import doctor, evaluate, inspect, predict, serve, train
 
 app = typer.Typer(
     help="Adapt one frozen pretrained transformer to many tasks, each a small file.",
@@ -34,5 +34,5 @@ def _root(
         print(context.get_help())
 
 
-for _module in (train, evaluate, predict, inspect, doctor):
+for _module in (train, evaluate, predict, serve, inspect, doctor):
     _module.add(app)

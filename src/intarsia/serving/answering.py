@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +14,7 @@ from intarsia.serving.counts import Counts
 from intarsia.serving.decoder import Decoder, Emitted, Writing
 from intarsia.serving.jobs import Job
 from intarsia.serving.limits import Limits
+from intarsia.serving.logs import note_bug
 from intarsia.serving.requests import (
     Answer,
     BadRequest,
@@ -27,7 +27,6 @@ from intarsia.serving.requests import (
 )
 from intarsia.serving.text import TextStream
 
-log = logging.getLogger("intarsia.serving")
 TOGETHER = 16
 """Texts of an encoder-decoder that are written in one batch."""
 
@@ -65,8 +64,8 @@ class Answering:
         """One forward pass for all; where it fails, each alone, so that one row cannot fail its neighbours."""
         try:
             answers = self._answers(jobs)
-        except Exception as error:
-            log.exception("a batch of %d rows failed", len(jobs))
+        except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
+            note_bug(f"a batch of {len(jobs)} rows failed", error)
             if len(jobs) == 1:
                 self.finish(jobs[0], Failed(_failure(error)))
                 return
@@ -132,7 +131,7 @@ class Answering:
     def _emit(self, one: Emitted, counts: Counts) -> None:
         job = self._writing[one.writing]
         if one.error is not None:
-            log.error("writing failed", exc_info=one.error)
+            note_bug("writing failed", one.error)
             del self._writing[one.writing]
             self.finish(job, Failed(_failure(one.error)))
             return
@@ -162,8 +161,8 @@ class Answering:
         for group in alike.values():
             try:
                 found = self._written(group)
-            except Exception as error:
-                log.exception("writing failed")
+            except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
+                note_bug("writing failed", error)
                 for job in group:
                     self.finish(
                         job, Failed(BadRequest(str(error)) if isinstance(error, IntarsiaError) else _failure(error))

@@ -47,11 +47,16 @@ class RoomyLayer(DynamicLayer):
 
     @classmethod
     def of(cls, keys: Tensor, values: Tensor) -> RoomyLayer:
-        """A layer that holds these."""
+        """A layer over these (B, H, T + CHUNK, D), whose last CHUNK columns are free."""
         layer = cls()
         layer.lazy_initialization(keys, values)
-        layer.keys, layer.values = keys, values
+        layer._room = (keys, values)
+        layer.keys, layer.values = (room[:, :, : room.shape[2] - CHUNK] for room in layer._room)
         return layer
+
+
+Part = tuple[Cache, Tensor, Tensor]
+"""A cache, (B',) its rows that are taken, each with at least its tokens' columns, and (B',) where they go."""
 
 
 def new_cache() -> Cache:
@@ -59,30 +64,38 @@ def new_cache() -> Cache:
     return Cache(layer_class_to_replicate=RoomyLayer)
 
 
-def merged(parts: Sequence[tuple[Cache, Tensor]], columns: int) -> Cache:
-    """One cache of the chosen rows of several, right-aligned in so many columns.
-
-    parts: a cache and (B',) the rows of it that are kept, each with at least their tokens' columns; the rows follow one another.
-    """
-    layers = []
-    for index in range(len(parts[0][0].layers)):
-        sides = []
-        for side in ("keys", "values"):
-            pieces = [getattr(cache.layers[index], side)[rows] for cache, rows in parts]
-            whole = pieces[0].new_zeros(sum(map(len, pieces)), pieces[0].shape[1], columns, pieces[0].shape[3])
-            row = 0
-            for piece in pieces:
-                taken = piece[:, :, -columns:]
-                whole[row : row + len(piece), :, columns - taken.shape[2] :] = taken
-                row += len(piece)
-            sides.append(whole)
-        layers.append(RoomyLayer.of(*sides))
+def merged(parts: Sequence[Part], columns: int) -> Cache:
+    """One cache of the chosen rows of several, right-aligned in so many columns."""
     cache = new_cache()
-    cache.layers = layers
+    cache.layers = [
+        RoomyLayer.of(
+            *(_merged_side([(_side(own, index, side), *rest) for own, *rest in parts], columns) for side in (0, 1))
+        )
+        for index in range(len(parts[0][0].layers))
+    ]
     return cache
 
 
-def merged_masks(parts: Sequence[tuple[Tensor, Tensor]], columns: int) -> Tensor:
-    """The masks (B, T) of the chosen rows likewise, as one (B, columns)."""
-    pieces = [mask[rows][:, -columns:] for mask, rows in parts]
-    return torch.cat([torch.nn.functional.pad(piece, (columns - piece.shape[1], 0)) for piece in pieces])
+def _side(cache: Cache, layer: int, side: int) -> Tensor:
+    held: Any = cache.layers[layer]
+    return (held.keys, held.values)[side]
+
+
+def _merged_side(parts: Sequence[tuple[Tensor, Tensor, Tensor]], columns: int) -> Tensor:
+    """(B, H, columns + CHUNK, D), with free columns at the end: a merge is the one time that its rows are copied."""
+    first = parts[0][0]
+    rows = sum(len(taken) for _, taken, _ in parts)
+    whole = first.new_zeros(rows, first.shape[1], columns + CHUNK, first.shape[3])
+    for held, taken, places in parts:
+        piece = held[:, :, -columns:]
+        whole[places, :, columns - piece.shape[2] : columns] = piece[taken]
+    return whole
+
+
+def merged_masks(parts: Sequence[tuple[Tensor, Tensor, Tensor]], columns: int) -> Tensor:
+    """The masks (B', T) of the chosen rows likewise, as one (B, columns)."""
+    whole = parts[0][0].new_zeros(sum(len(taken) for _, taken, _ in parts), columns)
+    for mask, taken, places in parts:
+        piece = mask[:, -columns:]
+        whole[places, columns - piece.shape[1] :] = piece[taken]
+    return whole

@@ -26,6 +26,9 @@ from intarsia.serving.sampling import Chooser, Sampling, choose
 from intarsia.serving.text import TextStream
 from intarsia.sites import Role
 
+PREFILL = 4096
+"""Tokens of prompts, padding counted, that are read in one forward pass; a longer prompt is alone."""
+
 
 @dataclass(slots=True, eq=False)
 class Writing:
@@ -171,13 +174,16 @@ class Decoder:
         return [] if group is None else group.rows
 
     def _join(self, word: str, joining: list[Writing]) -> list[Emitted]:
-        """Reads the new rows' prompts in a batch of their own, and puts them beside the group's."""
-        group, scores = self._prefilled(joining)
-        tokens, emitted = self._chosen(group, scores)
-        left = [row for row, token in enumerate(tokens) if token is not None]
-        old = self._groups.get(word)
-        if left:
-            parts = [(group, left)] if old is None else [(old, list(range(len(old.rows)))), (group, left)]
+        """Reads the new rows' prompts in batches of their own, and puts them beside the group's."""
+        emitted: list[Emitted] = []
+        parts = [] if (old := self._groups.get(word)) is None else [(old, list(range(len(old.rows))))]
+        for batch in _batches(joining):
+            group, scores = self._prefilled(batch)
+            tokens, seen = self._chosen(group, scores)
+            emitted += seen
+            if left := [row for row, token in enumerate(tokens) if token is not None]:
+                parts.append((group, left))
+        if parts:
             self._groups[word] = self._beside(parts)
         return emitted
 
@@ -242,27 +248,41 @@ class Decoder:
         return tokens, emitted
 
     def _keep(self, word: str, kept: list[Writing]) -> None:
-        """Takes the other rows out of a group."""
-        group = self._groups.pop(word)
+        """Takes the other rows out of a group, which stays as it is where that fails."""
+        group = self._groups[word]
         if kept:
             self._groups[word] = self._beside([(group, [group.rows.index(row) for row in kept])])
+        else:
+            del self._groups[word]
 
     def _beside(self, parts: Sequence[tuple[_Group, list[int]]]) -> _Group:
         """One group of the chosen rows of several, in the bank's order, without columns that are padding for all."""
         rows = [group.rows[index] for group, chosen in parts for index in chosen]
         last = [group.last[index] for group, chosen in parts for index in chosen]
         [order] = self.bank.passes([row.task for row in rows])
-        picks = [(group, torch.tensor(chosen, device=group.mask.device)) for group, chosen in parts]
-        columns = max(int(group.mask[index].sum(1).max()) for group, index in picks)
-        # Where the order is that of the parts, one copy does; else a second one brings the rows in order.
-        cache = merged([(group.cache, index) for group, index in picks], columns)
-        mask = merged_masks([(group.mask, index) for group, index in picks], columns)
-        if order != list(range(len(rows))):
-            index = torch.tensor(order, device=mask.device)
-            cache, mask = merged([(cache, index)], columns), mask[index]
+        places = torch.tensor(order, device=self.bank.backbone.device).argsort()
+        picks, start = [], 0
+        for group, chosen in parts:
+            taken = torch.tensor(chosen, device=places.device)
+            picks.append((group, taken, places[start : start + len(chosen)]))
+            start += len(chosen)
+        columns = max(int(group.mask[taken].sum(1).max()) for group, taken, _ in picks)
+        cache = merged([(group.cache, taken, where) for group, taken, where in picks], columns)
+        mask = merged_masks([(group.mask, taken, where) for group, taken, where in picks], columns)
         rows = [rows[index] for index in order]
         route = self.bank.route([row.task for row in rows], entered=True)
         return _Group(rows, cache, mask, [last[index] for index in order], route)
+
+
+def _batches(joining: Sequence[Writing]) -> list[list[Writing]]:
+    """Rows whose prompts are read together, of like length: a long one does not pad the others."""
+    batches: list[list[Writing]] = []
+    for writing in sorted(joining, key=lambda writing: len(writing.prompt)):
+        if batches and len(writing.prompt) * (len(batches[-1]) + 1) <= PREFILL:
+            batches[-1].append(writing)
+        else:
+            batches.append([writing])
+    return batches
 
 
 @torch.no_grad()

@@ -8,7 +8,6 @@ Tasks come and go while others are asked: a request finishes on the version that
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from intarsia.serving.answering import Answering
 from intarsia.serving.counts import Counts
 from intarsia.serving.jobs import Job, payloads
 from intarsia.serving.limits import Limits
+from intarsia.serving.logs import note_bug
 from intarsia.serving.reader import check_kind, read
 from intarsia.serving.requests import (
     BadRequest,
@@ -39,7 +39,6 @@ from intarsia.serving.scheduler import Scheduler
 from intarsia.serving.served import ServedTasks
 from intarsia.serving.versions import Version
 
-log = logging.getLogger("intarsia.serving")
 SWEEP_SECONDS = 0.02
 """How exact deadlines of waiting rows are."""
 
@@ -137,8 +136,8 @@ class Engine(ServedTasks):
                 self._reading -= 1
             self._finish(job, Failed(error))
             return
-        except Exception as error:
-            log.exception("reading a request failed")
+        except Exception as error:  # noqa: BLE001 - a tokenizer may raise whatever it likes
+            note_bug("reading a request failed", error)
             with self._lock:
                 self._reading -= 1
             self._finish(job, Failed(BadRequest(f"the tokenizer cannot read this text: {type(error).__name__}")))
@@ -180,7 +179,7 @@ class Engine(ServedTasks):
     def gauges(self) -> dict[str, Any]:
         """How it goes, for metrics and the page."""
         with self._lock:
-            resident = sum(self._bank.on_device(version.key) for version in self._current.values())
+            resident = sum(self._here(version) for version in self._current.values())
             return {
                 "queue": len(self._rows) + len(self._prompts) + self._reading,
                 "running": self._answering.running,
@@ -201,8 +200,8 @@ class Engine(ServedTasks):
         try:
             while self._turn():
                 pass
-        except BaseException:
-            log.exception("the engine has died")
+        except BaseException as error:  # noqa: BLE001 - the thread ends here, and everybody is told
+            note_bug("the engine has died", error)
             self.state = "dead"
         finally:
             with self._lock:
@@ -283,5 +282,5 @@ class Engine(ServedTasks):
 def _told(job: Job, event: Event) -> None:
     try:
         job.deliver(event)
-    except Exception:  # a caller's mistake must not end the engine
-        log.exception("a caller's deliver failed")
+    except Exception as error:  # noqa: BLE001 - a caller's mistake must not end the engine
+        note_bug("a caller's deliver failed", error)

@@ -5,7 +5,6 @@ The folder's name is the task's public name. What is half written waits; what is
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import shutil
@@ -18,9 +17,9 @@ from pathlib import Path
 from intarsia.errors import IntarsiaError, TaskError
 from intarsia.serving.cards import Card
 from intarsia.serving.engine import Engine
+from intarsia.serving.logs import log, note_bug
 from intarsia.taskfile import DESCRIPTION, TENSORS
 
-log = logging.getLogger("intarsia.serving")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 POLL_SECONDS = 1.0
 YOUNG_SECONDS = 2.0
@@ -46,6 +45,8 @@ class Library:
 
     def start(self) -> int:
         """Serves what is there, and watches from now on; returns the number of tasks."""
+        for left in self.folder.glob(f"{HIDDEN}*"):  # of an upload that was killed
+            shutil.rmtree(left, ignore_errors=True)
         self.look()
         self._thread.start()
         return len(self._served)
@@ -80,7 +81,11 @@ class Library:
                         out.flush()
                         os.fsync(out.fileno())
                 card = self.engine.put(name, new)
-                self._swap(new, self.folder / name)
+                try:
+                    self._swap(new, self.folder / name)
+                except OSError:
+                    self._back(name)
+                    raise
             except IntarsiaError as error:
                 # The folder that it was in is ours, and means nothing to the caller.
                 raise type(error)(str(error).replace(str(new), f"task {name!r}")) from None
@@ -103,6 +108,13 @@ class Library:
             self._remove(name)
             shutil.rmtree(gone, ignore_errors=True)
 
+    def _back(self, name: str) -> None:
+        """The version that is in the folder again, after one that could not be put there."""
+        if (self.folder / name).is_dir():
+            self.engine.put(name, self.folder / name)
+        else:
+            self.engine.remove(name)
+
     def _swap(self, new: Path, folder: Path) -> None:
         """The new folder in the old one's place; no moment without either is longer than a rename."""
         os.chmod(new, 0o755)
@@ -110,12 +122,13 @@ class Library:
             os.replace(new, folder)
             return
         gone = Path(tempfile.mkdtemp(prefix=f"{HIDDEN}old-", dir=self.folder))
-        os.replace(folder, gone / "task")
         try:
-            os.replace(new, folder)
-        except OSError:
-            os.replace(gone / "task", folder)
-            raise
+            os.replace(folder, gone / "task")
+            try:
+                os.replace(new, folder)
+            except OSError:
+                os.replace(gone / "task", folder)
+                raise
         finally:
             shutil.rmtree(gone, ignore_errors=True)
 
@@ -163,8 +176,8 @@ class Library:
                 continue
             try:
                 self.look()
-            except Exception:
-                log.exception("looking at the tasks folder failed")
+            except Exception as error:  # noqa: BLE001 - the watch goes on
+                note_bug("looking at the tasks folder failed", error)
 
 
 def _look(folder: Path) -> Look | None:

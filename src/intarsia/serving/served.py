@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +15,7 @@ from intarsia.bank import TaskBank
 from intarsia.errors import IntarsiaError, TaskError
 from intarsia.rows import RowReader, Tokens
 from intarsia.serving.cards import Card, card_of
-from intarsia.serving.requests import Unavailable
+from intarsia.serving.requests import Unavailable, UnknownTask
 from intarsia.serving.versions import Version
 from intarsia.task import Task
 
@@ -48,8 +49,7 @@ class ServedTasks:
                 except IntarsiaError as error:
                     raise TaskError(f"{folder}: {error}") from None
                 self._on_thread(lambda: self._swap(version))
-            with self._lock:
-                return self._card(self._current[name])
+            return self.card(name)
 
     def remove(self, name: str) -> None:
         """Takes a task out; requests that are under way finish. TaskError when there is none."""
@@ -61,14 +61,34 @@ class ServedTasks:
     def cards(self) -> list[Card]:
         """All tasks, by name."""
         with self._lock:
-            return [self._card(self._current[name]) for name in sorted(self._current)]
+            versions = [self._current[name] for name in sorted(self._current)]
+        return [self._card(version) for version in versions]
+
+    def serves(self, name: str) -> bool:
+        """Whether a task goes by this name."""
+        return name in self._current
+
+    def card(self, name: str) -> Card:
+        """One of them. UnknownTask where there is none."""
+        version = self._current.get(name)
+        if version is None:
+            raise UnknownTask("there is no such task; GET /v1/tasks lists them")
+        return self._card(version)
 
     def _card(self, version: Version) -> Card:
-        return card_of(version.name, version.task, version.nbytes, self._bank.on_device(version.key))
+        assert version.card is not None, "made when it was put into the bank"
+        return replace(version.card, resident=self._here(version))
+
+    def _here(self, version: Version) -> bool:
+        try:
+            return self._bank.on_device(version.key)
+        except TaskError:  # just taken out, by another thread
+            return False
 
     def _swap(self, version: Version) -> None:
         self._bank.add(version.task, version.key)
-        version.nbytes, version.task = self._bank.nbytes(version.key), self._bank.tasks[version.key]
+        version.task = self._bank.tasks[version.key]
+        version.card = card_of(version.name, version.task, self._bank.nbytes(version.key), resident=True)
         with self._lock:
             old = self._current.get(version.name)
             self._current[version.name] = version

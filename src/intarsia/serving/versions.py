@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from intarsia.rows import RowReader
+from intarsia.serving.cards import Card
 from intarsia.task import Task
 
 
@@ -15,7 +16,8 @@ class Version:
     name: str
     task: Task
     reader: RowReader
-    nbytes: int = 0
+    card: Card | None = None
+    """Once it is in the bank."""
     users: int = 0
     """Requests that began with it."""
     retired: bool = False

@@ -1,0 +1,130 @@
+"""From the event loop to the engine's thread and back: questions go in, events come out, and who hangs up is forgotten."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from typing import TypeVar
+
+from fastapi import Request
+
+from intarsia.errors import IntarsiaError
+from intarsia.serving.http.errors import ApiError
+from intarsia.serving.http.service import Question, Service
+from intarsia.serving.requests import Answer, Event, Failed, Finished, Generate, Piece, Ticket
+
+T = TypeVar("T")
+
+
+class Call:
+    """One question at the engine, and the events that have come of it."""
+
+    def __init__(self, service: Service, question: Question) -> None:
+        """Raises what `Engine.submit` raises."""
+        self._loop = asyncio.get_running_loop()
+        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self._ticket: Ticket = service.engine.submit(question, self._deliver)
+        service.note(question)
+
+    def _deliver(self, event: Event) -> None:
+        """Runs on the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+
+    async def next(self) -> Event:
+        """The next event. Raises the error of a failed one, and 499 where the client has gone."""
+        event = await self._events.get()
+        if event is None:
+            raise ApiError(499, "the client hung up")
+        if isinstance(event, Failed):
+            raise event.error
+        return event
+
+    def cancel(self) -> None:
+        """Ends the work, if any is left."""
+        self._ticket.cancel()
+
+    def gone(self) -> None:
+        """The client has hung up: whoever waits for an event learns it now."""
+        self._events.put_nowait(None)
+
+
+async def answers(service: Service, questions: Sequence[Question]) -> list[Answer | IntarsiaError]:
+    """Each question's answer, or why there is none. All are queued before the first is waited for."""
+    calls: list[Call | IntarsiaError] = []
+    try:
+        for question in questions:
+            calls.append(_called(service, question))  # noqa: PERF401 - what was called before a bug must be cancelled
+        return [call if isinstance(call, IntarsiaError) else await _answer(call) for call in calls]
+    finally:
+        for call in calls:
+            if isinstance(call, Call):
+                call.cancel()
+
+
+def _called(service: Service, question: Question) -> Call | IntarsiaError:
+    try:
+        return Call(service, question)
+    except IntarsiaError as error:
+        return error
+
+
+async def _answer(call: Call) -> Answer | IntarsiaError:
+    try:
+        event = await call.next()
+    except IntarsiaError as error:
+        return error
+    assert isinstance(event, Answer)
+    return event
+
+
+async def unless_left(request: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up."""
+    task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        raise ApiError(499, "the client hung up")
+    finally:
+        left.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def generated(service: Service, request: Request, question: Generate) -> Finished:
+    """The whole output at once."""
+    call = Call(service, question)
+    try:
+        return await unless_left(request, _finished(call))
+    finally:
+        call.cancel()
+
+
+async def _finished(call: Call) -> Finished:
+    while True:
+        event = await call.next()
+        if isinstance(event, Finished):
+            return event
+
+
+async def pieces(service: Service, request: Request, question: Generate) -> AsyncGenerator[Piece | Finished]:
+    """The output as it comes; closing the iterator, or hanging up, ends the work at the engine."""
+    call = Call(service, question)
+    left = asyncio.ensure_future(_left(request))
+    left.add_done_callback(lambda _: call.gone())
+    try:
+        while True:
+            event = await call.next()
+            assert isinstance(event, Piece | Finished)
+            yield event
+            if isinstance(event, Finished):
+                return
+    finally:
+        left.cancel()
+        call.cancel()

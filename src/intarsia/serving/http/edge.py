@@ -1,0 +1,39 @@
+"""The outermost layer: every request is timed and counted, and no exception leaves it but as a 500 in our shape."""
+
+import time
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from intarsia.serving.http.errors import ApiError, answer
+from intarsia.serving.http.metrics import Meters
+from intarsia.serving.logs import note_bug
+
+
+class Edge:
+    """ASGI: counts answers by route and status; a bug's message may hold a text, so the log gets only its kind and place."""
+
+    def __init__(self, app: ASGIApp, meters: Meters) -> None:
+        self.app, self.meters = app, meters
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        started, status = time.perf_counter(), 0
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, noted)
+        except Exception as error:  # noqa: BLE001 - the last place where it can become an answer
+            note_bug("a bug", error)
+            if not status:
+                bug = ApiError(500, "something is wrong with the server; its log says where")
+                await answer(bug, scope["path"])(scope, receive, noted)
+        finally:
+            # The route's pattern, not the path: a path is the client's, and there is no end to them.
+            route = getattr(scope.get("route"), "path", "none")
+            self.meters.answered(scope["method"], route, status, time.perf_counter() - started)

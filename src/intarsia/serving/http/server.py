@@ -1,0 +1,155 @@
+"""From a backbone and a folder to a running server; what is wrong with port, keys or folder is known before a backbone loads."""
+
+import contextlib
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from intarsia.backbone import Backbone
+from intarsia.errors import ConfigError, TaskError
+from intarsia.serving.engine import Engine
+from intarsia.serving.http.app import create_app
+from intarsia.serving.http.auth import Keys
+from intarsia.serving.http.service import log
+from intarsia.serving.library import Library
+from intarsia.taskfile import read_description
+
+
+def serve_folder(
+    backbone: str,
+    tasks: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: Path | None = None,
+    capacity: int | None = None,
+    grace: float = 30.0,
+    log_texts: bool = False,
+    dtype: str = "auto",
+    device: str = "auto",
+) -> None:
+    """Serves the task folders under `tasks` until SIGTERM or Ctrl-C; says on stdout when and where it is ready.
+
+    keys: a file for `Keys.read`. capacity: bytes of task tensors on the device. grace: seconds that requests under way get
+    at the end. ConfigError for a bad address, keys file or folder, BackboneError for a bad backbone.
+    """
+    allowed = None if keys is None else Keys.read(keys)
+    if not tasks.is_dir():
+        raise ConfigError(f"the tasks' folder {tasks} does not exist; make it, or give another --tasks")
+    with contextlib.closing(listen(host, port)) as sock:
+        _prepare_log()
+        if allowed is None and not is_loopback(host):
+            log.warning("warning: %s can be reached from other machines, and without --keys FILE anyone may ask", host)
+        engine = Engine(
+            Backbone.load(backbone, dtype=dtype, device=device, language_model=_wants_words(tasks)), capacity=capacity
+        )
+        engine.start()
+        library = Library(tasks, engine)
+        count = library.start()
+
+        def ready() -> None:
+            number = f"{count} task{'' if count == 1 else 's'}"
+            how = f"{engine.backbone.device}, {str(engine.backbone.dtype).removeprefix('torch.')}"
+            print(f"{url(sock)} serves {number} on {backbone} ({how})", flush=True)
+
+        app = create_app(engine, allowed, library=library, log_texts=log_texts)
+        run(app, sock, grace=grace, ready=ready)
+        library.stop()
+        engine.drain(grace)
+
+
+def _wants_words(tasks: Path) -> bool:
+    """Whether any task answers through words, for which an encoder needs its language model's head."""
+    for folder in tasks.iterdir():
+        with contextlib.suppress(TaskError, OSError):
+            if folder.is_dir() and read_description(folder)["head"].get("verbaliser"):
+                return True
+    return False
+
+
+def _prepare_log() -> None:
+    """Our log goes to stderr, a line each."""
+    log.setLevel(logging.INFO)
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler())
+        log.handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach it."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. ConfigError where the address is not ours, or taken."""
+    # The protocol must be named, as it is by getaddrinfo: asyncio switches Nagle's delay off only for sockets that say TCP.
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        sock = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise ConfigError(f"--host {host!r} is no address of this machine: {error.strerror}") from None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise ConfigError(
+            f"cannot listen on {host} port {port}: {error.strerror}; give another --port or --host"
+        ) from None
+    return sock
+
+
+def url(sock: socket.socket) -> str:
+    """Where a browser finds it."""
+    host, port = sock.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which says when it is ready, and for which SIGTERM is an order, not an accident."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._ready()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # As uvicorn's own, but it raises the signal again at the end, and a graceful stop would have a status of failure.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def run(app: FastAPI, sock: socket.socket, *, grace: float, ready: Callable[[], None]) -> None:
+    """Serves until SIGTERM or Ctrl-C; requests under way then have `grace` seconds. A second Ctrl-C ends it at once."""
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        ws="none",
+        lifespan="off",
+        timeout_graceful_shutdown=max(1, round(grace)),
+    )
+    _Server(config, ready).run([sock])
