@@ -366,6 +366,17 @@ def test_nothing_sticks_out_at_any_width(visit, engine, width):
         assert box["x"] + box["width"] <= width
 
 
+@pytest.mark.parametrize("width", [900, 1280, 1440])
+def test_the_columns_fill_the_table_and_no_method_is_cut_off(visit, engine, width):
+    engine.found["long"] = card("long", method={"name": "top-layers"})
+    page = visit(viewport={"width": width, "height": 740})
+    edge = "cell => cell.getBoundingClientRect().right"
+    table, last = page.locator("table").evaluate(edge), page.locator("#rows td.memory").first.evaluate(edge)
+    assert last == pytest.approx(table, abs=1)
+    method = page.locator("#rows td.method", has_text="top-layers")
+    assert method.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_all_text_stands_out_from_what_is_behind_it(visit, engine, scheme):
     engine.on["spam"] = failing(Busy("the queue is full", 7.0))

@@ -3,89 +3,16 @@
 import random
 
 import pytest
-import torch
 
 import tiny
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError
-from intarsia.heads import Decoding
-from intarsia.methods import PrefixTuning, PromptTuning
+from intarsia.serving import decoder as decoding
 from intarsia.serving.decoder import Decoder, Writing
 from intarsia.serving.sampling import Sampling
 from intarsia.task import Task
-from methods.every import METHODS, PROMPTED, stir, wrap
-
-KINDS: dict[str, object] = {
-    "serial": METHODS["serial"],
-    "lora": METHODS["lora of q and v"],
-    "prefix": PROMPTED["prefix flat"],
-    "counted prefix": PrefixTuning(length=3, mid=None, init_std=0.5, position_offset=True),
-    "prompt": PromptTuning(length=3, init="uniform"),
-    "second prompt": PromptTuning(length=5, init="uniform", place="after-first"),
-    "full": METHODS["top-layers"],
-}
-
-
-class Letters:
-    """A tokenizer of one letter a token, as far as decoding goes."""
-
-    eos_token_id = 2
-
-    def decode(self, ids, skip_special_tokens=True):
-        return "".join(chr(0x100 + token) for token in ids if token > 2)
-
-
-def bank_of(family, kinds=KINDS, **more):
-    backbone = wrap(family)
-    backbone._tokenizer = Letters()
-    bank = TaskBank(backbone, **more)
-    for number, (name, method) in enumerate(kinds.items()):
-        if name == "counted prefix" and not backbone.shifts_positions:
-            continue
-        bank.add(stir(Task.new(name, backbone, method).eval(), 0.4, number).fold().requires_grad_(False))
-    return bank
-
-
-def alone(bank, writing):
-    ids = torch.tensor([writing.prompt])
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return bank.generate(batch, [writing.task], Decoding(max_new_tokens=writing.sampling.max_tokens))[0].tolist()
-
-
-def asked(bank, shuffle, number):
-    names = [*bank.tasks, None]
-    return [
-        Writing(
-            [shuffle.randrange(3, 97) for _ in range(shuffle.randint(1, 12))],
-            shuffle.choice(names),
-            Sampling(max_tokens=shuffle.randint(1, 12)),
-        )
-        for _ in range(number)
-    ]
-
-
-def run(decoder, arriving, shuffle, cancel=()):
-    """Lets the texts come a few at a time; returns each one's whole text and reason."""
-    pieces, ends = dict.fromkeys(arriving, ""), {}
-    arriving = list(arriving)
-    for _ in range(400):
-        for _ in range(shuffle.randint(0, 3)):
-            if arriving:
-                decoder.add(arriving.pop(0))
-        for writing in cancel:
-            if len(writing.new) >= 2 and writing not in ends:
-                decoder.cancel(writing)
-                ends[writing] = "cancelled"
-        for one in decoder.step():
-            if one.error is not None:
-                raise one.error
-            pieces[one.writing] += one.text
-            if one.finish:
-                assert one.writing not in ends
-                ends[one.writing] = one.finish
-        if not arriving and not decoder.running and not decoder.waiting:
-            return pieces, ends
-    raise AssertionError("texts are never finished")
+from methods.every import stir, wrap
+from serving.writing import KINDS, Letters, alone, asked, bank_of, run
 
 
 @pytest.mark.parametrize("family", tiny.DECODERS)
@@ -205,3 +132,41 @@ def test_a_failing_group_leaves_and_the_others_go_on(monkeypatch):
 def test_an_encoder_is_refused():
     with pytest.raises(ConfigError, match="decoders"):
         Decoder(TaskBank(wrap("bert")))
+
+
+def test_prompts_of_like_length_are_read_together_and_a_long_one_alone(monkeypatch):
+    monkeypatch.setattr(decoding, "PREFILL", 24)
+    bank = bank_of("llama")
+    texts = [Writing([5] * length, None, Sampling(max_tokens=4)) for length in (30, 3, 4, 12, 11, 5)]
+    want = [alone(bank, writing) for writing in texts]
+    read, prefilled = [], Decoder._prefilled
+    monkeypatch.setattr(
+        Decoder,
+        "_prefilled",
+        lambda self, rows: (read.append([len(row.prompt) for row in rows]), prefilled(self, rows))[1],
+    )
+    decoder = Decoder(bank)
+    for writing in texts:
+        decoder.add(writing)
+    while decoder.running or decoder.waiting:
+        decoder.step()
+    assert read == [[3, 4, 5], [11, 12], [30]]
+    assert [writing.new for writing in texts] == want
+
+
+def test_rows_that_cannot_be_taken_out_stay_in_their_group(monkeypatch):
+    bank = bank_of("llama")
+    decoder = Decoder(bank)
+    texts = [Writing([5, 6, 7], "lora", Sampling(max_tokens=8)), Writing([5, 6], "serial", Sampling(max_tokens=8))]
+    want = [alone(bank, writing) for writing in texts]
+    for writing in texts:
+        decoder.add(writing)
+    decoder.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(decoder, "_beside", lambda parts: (_ for _ in ()).throw(RuntimeError("no memory")))
+        with pytest.raises(RuntimeError, match="no memory"):
+            decoder.cancel(texts[0])
+    assert decoder.running == 2
+    while decoder.running:
+        decoder.step()
+    assert [writing.new for writing in texts] == want

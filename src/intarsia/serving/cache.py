@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -67,18 +66,17 @@ def new_cache() -> Cache:
 def merged(parts: Sequence[Part], columns: int) -> Cache:
     """One cache of the chosen rows of several, right-aligned in so many columns."""
     cache = new_cache()
-    cache.layers = [
-        RoomyLayer.of(
-            *(_merged_side([(_side(own, index, side), *rest) for own, *rest in parts], columns) for side in (0, 1))
+    for layer in range(len(parts[0][0].layers)):
+        keys, values = (
+            _merged_side([(_held(own, layer, side), taken, places) for own, taken, places in parts], columns)
+            for side in ("keys", "values")
         )
-        for index in range(len(parts[0][0].layers))
-    ]
+        cache.layers.append(RoomyLayer.of(keys, values))
     return cache
 
 
-def _side(cache: Cache, layer: int, side: int) -> Tensor:
-    held: Any = cache.layers[layer]
-    return (held.keys, held.values)[side]
+def _held(cache: Cache, layer: int, side: str) -> Tensor:
+    return getattr(cache.layers[layer], side)
 
 
 def _merged_side(parts: Sequence[tuple[Tensor, Tensor, Tensor]], columns: int) -> Tensor:
