@@ -240,7 +240,7 @@ def test_a_generation_is_shown_piece_by_piece_and_can_be_stopped(visit, engine):
     ask(page)
     page.locator(".written", has_text="Once").wait_for()
     page.get_by_role("button", name="Stop").click()
-    answered(page, "0 of 1 answers")
+    answered(page, "0 of 1 answer in")
     assert engine.cancellation.wait(10)
     go_on.set()
 
@@ -368,12 +368,12 @@ def test_nothing_sticks_out_at_any_width(visit, engine, width):
 
 @pytest.mark.parametrize("width", [900, 1280, 1440])
 def test_the_columns_fill_the_table_and_no_method_is_cut_off(visit, engine, width):
-    engine.found["long"] = card("long", method={"name": "top-layers"})
+    engine.found["long"] = card("long", method={"name": "ptuning-v2"})
     page = visit(viewport={"width": width, "height": 740})
     edge = "cell => cell.getBoundingClientRect().right"
     table, last = page.locator("table").evaluate(edge), page.locator("#rows td.memory").first.evaluate(edge)
     assert last == pytest.approx(table, abs=1)
-    method = page.locator("#rows td.method", has_text="top-layers")
+    method = page.locator("#rows td.method", has_text="ptuning-v2")
     assert method.evaluate("cell => cell.scrollWidth <= cell.clientWidth")
 
 

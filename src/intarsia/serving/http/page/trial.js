@@ -72,9 +72,9 @@ export class Trial {
     const began = performance.now();
     await inTurn(jobs(blocks, run), AT_ONCE);
     const stopped = run.signal.aborted ? ", stopped" : "";
-    const failed = run.answered < blocks.length ? ` of ${count(blocks.length)}` : "";
+    const part = run.answered < blocks.length ? `${count(run.answered)} of ` : "";
     const took = duration(performance.now() - began);
-    $("summary").textContent = `${count(run.answered)}${failed} ${run.answered === 1 && !failed ? "answer" : "answers"} in ${took}${stopped}`;
+    $("summary").textContent = `${part}${plural(blocks.length, "answer")} in ${took}${stopped}`;
     $("run").textContent = "Run";
     this.#running = null;
   }
