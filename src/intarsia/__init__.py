@@ -37,6 +37,7 @@ _HOMES = {
     "evaluate": "intarsia.workflow",
     "predict": "intarsia.workflow",
     "train": "intarsia.workflow",
+    "train_pack": "intarsia.workflow",
 }
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
     )
     from intarsia.rows import Prediction
     from intarsia.task import Task
-    from intarsia.workflow import evaluate, predict, train
+    from intarsia.workflow import evaluate, predict, train, train_pack
 
 __all__ = [
     "Backbone",
@@ -83,6 +84,7 @@ __all__ = [
     "evaluate",
     "predict",
     "train",
+    "train_pack",
 ]
 
 

@@ -142,7 +142,8 @@ class Backbone:
 
     def train_mode(self, on: bool) -> None:
         """Dropout inside the frozen trunk, on or off."""
-        self.model.train(on)
+        if self.model.training != on:  # hundreds of modules, and asked for at each step
+            self.model.train(on)
 
     @property
     def first_position(self) -> int:

@@ -1,13 +1,15 @@
 """`intarsia train`."""
 
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from intarsia.cli import options
 from intarsia.cli.output import Interrupted, number, print_table, size
+from intarsia.errors import TrainingError
 
 if TYPE_CHECKING:
     from intarsia.workflow import Trained
@@ -22,7 +24,11 @@ def add(app: typer.Typer) -> None:
 
 def train(
     run_file: Annotated[
-        Path | None, typer.Argument(metavar="[RUN.yaml]", help="Settings in a file; the options below override it.")
+        Path | None,
+        typer.Argument(
+            metavar="[RUN.yaml]",
+            help="Settings in a file, of one run or of several (`runs`); the options below override it.",
+        ),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(metavar="B", help="embedded:minilm, embedded:smollm2, a model folder, or a hub name.")
@@ -89,8 +95,11 @@ def train(
         "device": device,
         "log": log,
     }
-    from intarsia.workflow.settings import resolve, resume_settings
+    from intarsia.workflow.settings import is_pack, resolve, resume_settings
 
+    if is_pack(run_file):
+        assert run_file is not None
+        return _train_pack(run_file, flags, overrides or (), resume=resume, score_test=score_test or test is not None)
     chosen = resume_settings if resume else resolve
     settings = chosen(run_file, flags, overrides or ())
 
@@ -104,6 +113,32 @@ def train(
             f"stopped; go on with: intarsia train --out {shlex.quote(str(settings.out))} --resume"
         ) from error
     _print_result(result)
+
+
+def _train_pack(
+    run_file: Path, flags: Mapping[str, Any], overrides: Sequence[str], *, resume: bool, score_test: bool
+) -> None:
+    from intarsia.training import Failed
+    from intarsia.training.progress import open_pack_reporter
+    from intarsia.workflow.pack import name_of, run_pack
+    from intarsia.workflow.settings import resolve_pack
+
+    runs = resolve_pack(run_file, flags, overrides)
+    try:
+        results = run_pack(runs, resume=resume, score_test=score_test, report=open_pack_reporter())
+    except KeyboardInterrupt as error:
+        raise Interrupted(f"stopped; go on with: intarsia train {shlex.quote(str(run_file))} --resume") from error
+    rows, failed = [], [result for result in results if isinstance(result, Failed)]
+    for settings, result in zip(runs, results, strict=True):
+        if not isinstance(result, Failed):
+            scores = [f"{name} {number(v)}" for split in result.metrics.values() for name, v in split.items()]
+            rows.append(
+                [name_of(settings), *scores[:2], number(result.parameters), size(result.size), str(result.folder)]
+            )
+    if rows:
+        print_table(["run", *(["score", ""][: len(rows[0]) - 4]), "parameters", "size", "task"], rows)
+    if failed:
+        raise TrainingError("; ".join(f"run {one.name!r} failed: {one.message}" for one in failed))
 
 
 def _print_result(result: "Trained") -> None:

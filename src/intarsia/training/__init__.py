@@ -10,8 +10,9 @@ if TYPE_CHECKING:
     from intarsia.training.evaluation import Scores, evaluate, predict
     from intarsia.training.generating import Writing, validation_metric
     from intarsia.training.loggers import LOGGERS, Logger, open_logger
-    from intarsia.training.loop import FitResult, fit
+    from intarsia.training.loop import Entry, FitResult, fit, fit_pack
     from intarsia.training.metrics import compute_metrics, default_metric, higher_is_better, metric_names
+    from intarsia.training.pack import Failed
     from intarsia.training.progress import LiveReporter, PlainReporter, Reporter, SilentReporter, open_reporter
     from intarsia.training.settings import TrainSettings
     from intarsia.training.source import BatchSource
@@ -21,7 +22,8 @@ _HOMES = {
     "evaluation": ("Scores", "evaluate", "predict"),
     "generating": ("Writing", "validation_metric"),
     "loggers": ("LOGGERS", "Logger", "open_logger"),
-    "loop": ("FitResult", "fit"),
+    "loop": ("Entry", "FitResult", "fit", "fit_pack"),
+    "pack": ("Failed",),
     "metrics": ("compute_metrics", "default_metric", "higher_is_better", "metric_names"),
     "progress": ("LiveReporter", "PlainReporter", "Reporter", "SilentReporter", "open_reporter"),
     "settings": ("TrainSettings",),
@@ -33,6 +35,8 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "LOGGERS",
     "BatchSource",
+    "Entry",
+    "Failed",
     "FitResult",
     "LiveReporter",
     "Logger",
@@ -47,6 +51,7 @@ __all__ = [
     "default_metric",
     "evaluate",
     "fit",
+    "fit_pack",
     "higher_is_better",
     "metric_names",
     "open_logger",

@@ -3,45 +3,37 @@
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from intarsia.training.checkpoint import (
-    FILE,
-    Checkpoint,
-    disk_errors,
-    restore_rng,
-    rng_tensors,
-    write_checkpoint,
-)
+from intarsia.training.checkpoint import FILE, Checkpoint, disk_errors, write_checkpoint
 from intarsia.training.curve import draw_curve
-from intarsia.training.optim import load_optimizer_state, optimizer_state
 from intarsia.training.state import FitResult, State
 
 if TYPE_CHECKING:
-    from intarsia.training.run import Run
+    from intarsia.training.member import Member
 
 
-def save(run: "Run") -> None:
+def save(run: "Member") -> None:
     """Writes the checkpoint of the present step: the task in its training form, which a resumed run goes on with."""
-    tensors, scalars = optimizer_state(run.optimizer, run.task)
+    tensors, scalars = run.optimizer if run.stepper is None else run.stepper.optimizer_state(run)
     facts = {"state": asdict(run.state), "optimizer": scalars, "identity": run.identity}
     checkpoint = Checkpoint(facts=facts | {"metrics_bytes": run.record.synced_bytes()})
     checkpoint.add("task", run.task.tensors())
     checkpoint.add("best", run.best)
     checkpoint.add("optimizer", tensors)
-    checkpoint.add("rng", rng_tensors(run.device))
+    checkpoint.add("rng", run.random)
     write_checkpoint(run.record.out, checkpoint)
     run.saved_at = run.state.step
     run.lap()
 
 
-def restore(run: "Run", checkpoint: Checkpoint) -> None:
+def restore(run: "Member", checkpoint: Checkpoint) -> None:
     """The inverse of `save`, into a run that has not begun."""
     facts = checkpoint.facts
     run.state = State(**facts["state"])
     run.saved_at = run.state.step
     run.task.load_tensors(checkpoint.group("task"))
     run.best = checkpoint.group("best")
-    load_optimizer_state(run.optimizer, run.task, checkpoint.group("optimizer"), facts["optimizer"])
-    restore_rng(checkpoint.group("rng"), run.device)
+    run.optimizer = checkpoint.group("optimizer"), facts["optimizer"]
+    run.random = checkpoint.group("rng")
     run.record.go_on(facts["metrics_bytes"])
 
 
@@ -52,12 +44,13 @@ def fold(bank: Any, task: Any) -> None:
     bank.add(task)
 
 
-def finish(run: "Run") -> FitResult:
+def finish(run: "Member") -> FitResult:
     """In this order: a run killed in here does it again when resumed, and is finished once `run.json` says so."""
     state, task, out = run.state, run.task, run.record.out
     if state.window or run.unread:  # Stopped between two log lines.
         run.log()
     assert state.loss is not None
+    task.eval()
     if run.best:
         task.load_tensors(run.best)
     fold(run.bank, task)

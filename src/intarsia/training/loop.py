@@ -1,23 +1,40 @@
-"""`fit`: opens, resumes or refuses a run, and trains it."""
+"""`fit` and `fit_pack`: open, resume or refuse runs, and train them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from intarsia.errors import ConfigError, DataError
+from intarsia.errors import ConfigError, DataError, IntarsiaError
 from intarsia.training.checkpoint import FILE, read_checkpoint
 from intarsia.training.generating import validation_metric
 from intarsia.training.keeping import fold, restore
 from intarsia.training.loggers import Logger
+from intarsia.training.member import Member, Prune
+from intarsia.training.pack import Ended, Failed, train
 from intarsia.training.progress import Reporter, SilentReporter
 from intarsia.training.record import RunRecord, as_json, check_same
-from intarsia.training.run import Run
 from intarsia.training.settings import TrainSettings
 from intarsia.training.source import BatchSource
 from intarsia.training.state import FitResult
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """One run, as `fit` takes it; in a pack, of tasks that differ by name."""
+
+    task: Any
+    train: BatchSource
+    validation: BatchSource | None
+    settings: TrainSettings
+    out: Path
+    report: Reporter = field(default_factory=SilentReporter)
+    logger: Logger | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that a resumed run must share beside the settings (data fingerprint, backbone, method)."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """JSON values that are only recorded in `run.json`."""
 
 
 def fit(
@@ -34,39 +51,84 @@ def fit(
     identity: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
 ) -> FitResult:
-    """Trains `task` in place, and writes the run and the task folder to `out`. Seeds torch's global generator.
-
-    identity: JSON values that a resumed run must share beside the settings (data fingerprint, backbone, method).
-    facts: JSON values that are only recorded in `run.json`.
+    """Trains `task` in place, and writes the run and the task folder to `out`. See Entry for identity and facts.
 
     Raises ConfigError (settings, an `out` that holds another run), DataError (no rows), TrainingError (the loss is not
     finite, the disk is full; the last checkpoint is intact), KeyboardInterrupt (Ctrl-C; a checkpoint has been written).
     """
-    settings = _resolved(settings, task, validation)
+    entry = Entry(
+        task=task,
+        train=train,
+        validation=validation,
+        settings=settings,
+        out=out,
+        report=report or SilentReporter(),
+        logger=logger,
+        identity=identity or {},
+        facts=facts or {},
+    )
+    result = fit_pack(bank, [entry], resume=resume)[task.name]
+    if isinstance(result, Failed):
+        raise result.error
+    return result
+
+
+def fit_pack(
+    bank: Any,
+    entries: Sequence[Entry],
+    *,
+    resume: bool = False,
+    prune: Prune | None = None,
+    ended: Ended | None = None,
+) -> dict[str, FitResult | Failed]:
+    """Trains all tasks over the bank's backbone, each as `fit` would alone. Returns how each ended, by its task's name.
+
+    prune: asked after each evaluation. ended: called as soon as a run has. A run that cannot start or go on is Failed, and the
+    others are trained; KeyboardInterrupt after Ctrl-C, when all have been saved.
+    """
+    results: dict[str, FitResult | Failed] = {}
+    members = []
+    for entry in entries:
+        try:
+            member = _opened(bank, entry, prune, resume=resume)
+        except IntarsiaError as error:
+            results[entry.task.name] = Failed(name=entry.task.name, error=error)
+            continue
+        if isinstance(member, Member):
+            members.append(member)
+        else:
+            results[entry.task.name] = member
+    return results | train(members, ended=ended)
+
+
+def _opened(bank: Any, entry: Entry, prune: Prune | None, *, resume: bool) -> Member | FitResult:
+    """The member that is to be trained; the result of one that has ended before."""
+    task, train, report = entry.task, entry.train, entry.report
+    settings = _resolved(entry.settings, task, entry.validation)
     steps_per_epoch = math.ceil(len(train.plan(0)) / settings.accumulate)
     if steps_per_epoch == 0:
         raise DataError("training needs at least one row, got none")
     # How often a checkpoint is written changes nothing else: a resumed run is free to choose.
     same = settings.model_dump(mode="json", exclude={"checkpoint_every"})
-    asked: dict[str, Any] = as_json({"settings": same, "batches_per_epoch": len(train.plan(0)), **(identity or {})})
-    report = report or SilentReporter()
-    record = RunRecord(out)
+    asked: dict[str, Any] = as_json({"settings": same, "batches_per_epoch": len(train.plan(0)), **entry.identity})
+    record = RunRecord(entry.out)
     record.open(resume=resume)
     if record.facts.get("result"):
         return _finished(record, bank, task, asked, report)
 
-    torch.manual_seed(settings.seed)
-    checkpoint = read_checkpoint(out) if resume else None
-    run = Run(bank, task, train, validation, settings, steps_per_epoch, record, report, logger, asked)
+    checkpoint = read_checkpoint(entry.out) if resume else None
+    member = Member(
+        bank, task, train, entry.validation, settings, steps_per_epoch, record, report, entry.logger, asked, prune
+    )
     if checkpoint is not None:
         check_same(checkpoint.facts["identity"], asked)
-        restore(run, checkpoint)
-        report.say(f"resumed from the checkpoint of step {run.state.step} of {run.total}")
+        restore(member, checkpoint)
+        report.say(f"resumed from the checkpoint of step {member.state.step} of {member.total}")
     else:
         if resume:
-            report.say(f"{out} has no checkpoint: starting from the beginning")
-        record.begin({**asked, "settings": settings.model_dump(mode="json")}, facts or {})
-    return run.train()
+            report.say(f"{entry.out} has no checkpoint: starting from the beginning")
+        record.begin({**asked, "settings": settings.model_dump(mode="json")}, entry.facts)
+    return member
 
 
 def _resolved(settings: TrainSettings, task: Any, validation: BatchSource | None) -> TrainSettings:

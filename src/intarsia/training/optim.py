@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from intarsia.training.settings import TrainSettings
 
 Scalars = dict[str, dict[str, int | float]]
+OptimizerState = tuple[dict[str, Tensor], Scalars]
+"""By the parameters' names: tensors as `name/key`, and Python numbers apart."""
 
 
 def build_optimizer(task: Any, settings: TrainSettings) -> torch.optim.Optimizer:
@@ -41,8 +43,8 @@ def trained(task: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in task.named_parameters() if p.requires_grad}
 
 
-def optimizer_state(optimizer: torch.optim.Optimizer, task: Any) -> tuple[dict[str, Tensor], Scalars]:
-    """The state by parameter name: tensors as `name/key`, and Python numbers apart."""
+def optimizer_state(optimizer: torch.optim.Optimizer, task: Any) -> OptimizerState:
+    """What the optimizer knows of each parameter."""
     tensors: dict[str, Tensor] = {}
     scalars: Scalars = {}
     for name, parameter in trained(task).items():
@@ -54,11 +56,9 @@ def optimizer_state(optimizer: torch.optim.Optimizer, task: Any) -> tuple[dict[s
     return tensors, scalars
 
 
-def load_optimizer_state(
-    optimizer: torch.optim.Optimizer, task: Any, tensors: dict[str, Tensor], scalars: Scalars
-) -> None:
+def load_optimizer_state(optimizer: torch.optim.Optimizer, task: Any, state: OptimizerState) -> None:
     """The inverse of `optimizer_state`."""
-    named = trained(task)
+    named, (tensors, scalars) = trained(task), state
     for path, value in tensors.items():
         name, key = path.rsplit("/", 1)
         # Only a fused AdamW keeps its step count beside the parameter; without the kernel it stays on the CPU.

@@ -31,12 +31,30 @@ class Reporter(Protocol):
         ...
 
 
+class PackReporter(Protocol):
+    """Shows the runs of a pack side by side."""
+
+    def say(self, line: str) -> None:
+        """One line that stays."""
+        ...
+
+    def member(self, name: str) -> Reporter:
+        """What one of them tells."""
+        ...
+
+
+def open_pack_reporter(stream: TextIO | None = None) -> PackReporter:
+    """A bar for each run on a terminal, plain lines elsewhere. stream: standard error if not given."""
+    target: TextIO = sys.stderr if stream is None else stream
+    return LivePackReporter(target) if target.isatty() else PlainPackReporter(target)
+
+
 def open_reporter(stream: TextIO | None = None, *, silent: bool = False) -> Reporter:
     """A live bar on a terminal, plain lines elsewhere. stream: standard error if not given."""
     target: TextIO = sys.stderr if stream is None else stream
     if silent:
         return SilentReporter()
-    return LiveReporter(target) if target.isatty() else PlainReporter(target)
+    return LivePackReporter(target).member("training") if target.isatty() else PlainReporter(target)
 
 
 class SilentReporter:
@@ -84,50 +102,113 @@ class PlainReporter:
         return f"step {step:>{len(str(self._total))}}/{self._total}"
 
 
-class LiveReporter:
-    """A bar that redraws itself ten times a second from another thread; a step costs it some microseconds."""
+class PlainPackReporter:
+    """The lines of PlainReporter, each behind its run's name."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def say(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+
+    def member(self, name: str) -> Reporter:
+        """Its lines among those of the others."""
+        return PlainReporter(_Named(self._stream, name))  # type: ignore[arg-type]
+
+
+class _Named:
+    """A stream whose lines begin with a name."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream, self._name, self._begins = stream, name, True
+
+    def write(self, text: str) -> None:
+        self._stream.write(f"{self._name}: {text}" if self._begins else text)
+        self._begins = text.endswith("\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class LivePackReporter:
+    """A bar for each run, redrawn ten times a second from another thread."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
 
         self._console = Console(file=stream, highlight=False)
-        self._bar: Any = None
-        self._task: Any = None
+        self._bars, self._running = _bars(self._console), 0
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)
 
-    def start(self, total: int, done: int) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    def member(self, name: str) -> Reporter:
+        """A bar under the others."""
+        return LiveReporter(self._console, bars=self, name=name)
 
-        self._bar = Progress(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TextColumn("[bold]{task.fields[score]}"),
-            TextColumn("{task.fields[speed]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-            console=self._console,
-            expand=True,
-        )
-        self._task = self._bar.add_task("", total=total, completed=done, loss="", score="", speed="")
-        self._bar.start()
+    def add(self, name: str, total: int, done: int) -> Any:
+        """A new bar; shown from the first to the last run's end."""
+        if not self._running:
+            self._bars.start()
+        self._running += 1
+        return self._bars.add_task(name, total=total, completed=done, loss="", score="", speed="")
+
+    def update(self, task: Any, **values: Any) -> None:
+        """Changes a bar."""
+        self._bars.update(task, **values)
+
+    def remove(self) -> None:
+        """One run has ended; its bar stays."""
+        self._running -= 1
+        if not self._running:
+            self._bars.stop()
+
+
+class LiveReporter:
+    """A bar that redraws itself ten times a second from another thread; a step costs it some microseconds."""
+
+    def __init__(self, console: Any, *, bars: LivePackReporter, name: str = "training") -> None:
+        self._console, self._bars, self._name = console, bars, name
+        self._prefix = "" if name == "training" else f"{name}: "
+        self._task: Any = None
+
+    def say(self, line: str) -> None:
+        self._console.print(self._prefix + line, markup=False, soft_wrap=True)
+
+    def start(self, total: int, done: int) -> None:
+        self._task = self._bars.add(self._name, total, done)
 
     def advance(self, step: int) -> None:
-        self._bar.update(self._task, completed=step)
+        self._bars.update(self._task, completed=step)
 
     def log(self, step: int, loss: float, tokens_per_second: float) -> None:
-        self._bar.update(self._task, loss=f"loss {loss:.3f}", speed=f"{_short(tokens_per_second)} tok/s")
+        self._bars.update(self._task, loss=f"loss {loss:.3f}", speed=f"{_short(tokens_per_second)} tok/s")
 
     def evaluated(self, step: int, metrics: dict[str, float], metric: str, best: bool) -> None:
-        self._bar.update(self._task, score=f"{metric} {metrics[metric]:.4f}")
+        self._bars.update(self._task, score=f"{metric} {metrics[metric]:.4f}")
         self.say(f"step {step}  {_evaluation(metrics, metric, best)}")
 
     def stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if self._task is not None:
+            self._task = None
+            self._bars.remove()
+
+
+def _bars(console: Any) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("[bold]{task.fields[score]}"),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        expand=True,
+    )
 
 
 def _evaluation(metrics: dict[str, float], metric: str, best: bool) -> str:

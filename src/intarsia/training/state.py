@@ -20,6 +20,7 @@ class State:
     best_step: int | None = None
     best_metrics: dict[str, float] = field(default_factory=dict)
     without_gain: int = 0
+    pruned: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,4 +40,4 @@ class FitResult:
     tokens: int
     seconds: float
     stopped: str
-    """`finished`, or `patience`."""
+    """`finished`, `patience` or `pruned`."""

@@ -7,8 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from intarsia.workflow.api import train
+    from intarsia.workflow.api import train, train_pack
     from intarsia.workflow.doctor import Finding, examine
+    from intarsia.workflow.pack import run_pack
     from intarsia.workflow.scoring import Evaluation, evaluate, predict
     from intarsia.workflow.sections import RunSettings
     from intarsia.workflow.settings import resolve
@@ -24,7 +25,9 @@ _HOME_OF = {
     "predict": "scoring",
     "resolve": "settings",
     "run": "training",
+    "run_pack": "pack",
     "train": "api",
+    "train_pack": "api",
 }
 
 __all__ = [
@@ -37,7 +40,9 @@ __all__ = [
     "predict",
     "resolve",
     "run",
+    "run_pack",
     "train",
+    "train_pack",
 ]
 
 

@@ -1,13 +1,15 @@
-"""`intarsia.train(...)`: a run with its settings as plain keyword arguments."""
+"""`intarsia.train(...)` and `intarsia.train_pack([...])`: runs with their settings as plain keyword arguments."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, nearest
 from intarsia.methods import Method, method_to_dict
-from intarsia.training import Reporter, open_reporter
+from intarsia.training import Failed, Reporter, open_reporter
+from intarsia.training.progress import PackReporter, open_pack_reporter
+from intarsia.workflow.pack import run_pack
 from intarsia.workflow.sections import FILES, SECTIONS, RunSettings
 from intarsia.workflow.settings import from_tree
 from intarsia.workflow.training import Trained, run
@@ -32,22 +34,52 @@ def train(
     where progress goes; None: standard error.
     Raises ConfigError for an unknown or wrong setting, and any IntarsiaError of the run.
     """
-    tree: dict[str, Any] = {
-        "backbone": backbone.name if isinstance(backbone, Backbone) else backbone,
-        "method": method if isinstance(method, str | Mapping) else method_to_dict(method),
-        "out": out,
-    }
-    if data is not None:
-        tree["data"] = dict(data) if isinstance(data, Mapping) else {"data": data}
-    for key, value in settings.items():
-        _place(tree, key, value)
     return run(
-        from_tree(tree),
+        _settings(backbone, {"method": method, "out": out, "data": data, **settings}),
         resume=resume,
         score_test=score_test,
         report=open_reporter() if report is None else report,
         backbone=backbone if isinstance(backbone, Backbone) else None,
     )
+
+
+def train_pack(
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    backbone: str | Backbone,
+    resume: bool = False,
+    score_test: bool = False,
+    report: PackReporter | None = None,
+    **shared: Any,
+) -> list[Trained | Failed]:
+    """Trains many tasks, or many trials of one, at once over one backbone; each ends as `train` would leave it.
+
+    runs: the keyword arguments of `train` for each, such as {"method": LoRA(rank=8), "seed": 1, "out": "runs/a"}. shared: those
+    that all have. A run that fails is in the result as Failed, and the others go on.
+    Raises ConfigError for an unknown or wrong setting; KeyboardInterrupt after Ctrl-C, when all have been saved.
+    """
+    return run_pack(
+        [_settings(backbone, {"method": "adapter", "data": None, **shared, **run}) for run in runs],
+        resume=resume,
+        score_test=score_test,
+        report=open_pack_reporter() if report is None else report,
+        backbone=backbone if isinstance(backbone, Backbone) else None,
+    )
+
+
+def _settings(backbone: str | Backbone, given: Mapping[str, Any]) -> RunSettings:
+    """The settings of a run from keyword arguments."""
+    given = dict(given)
+    method, data = given.pop("method"), given.pop("data")
+    tree: dict[str, Any] = {
+        "backbone": backbone.name if isinstance(backbone, Backbone) else backbone,
+        "method": method if isinstance(method, str | Mapping) else method_to_dict(method),
+    }
+    if data is not None:
+        tree["data"] = dict(data) if isinstance(data, Mapping) else {"data": data}
+    for key, value in given.items():
+        _place(tree, key, value)
+    return from_tree(tree)
 
 
 def _place(tree: dict[str, Any], key: str, value: Any) -> None:

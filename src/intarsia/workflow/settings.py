@@ -17,6 +17,15 @@ Generation of text:
     train: {epochs: 5, target_length: 96}
     generation: {beams: 5, max_new_tokens: 64, length_penalty: 0.9, lowercase: true}
     out: runs/e2e
+
+Several runs over one backbone, trained as a pack; each says what it has otherwise, and its folder is `out`/`name`:
+
+    backbone: embedded:minilm
+    data: embedded:questions
+    out: runs/sweep
+    runs:
+      - {name: small, method: {name: adapter, width: 8}}
+      - {name: lora, method: lora, train: {learning_rate: 1e-3, seed: 1}}
 """
 
 import json
@@ -44,6 +53,45 @@ def resolve(run_file: Path | None, flags: Mapping[str, Any], overrides: Sequence
     flags: dotted key -> value, e.g. {"train.epochs": 1}; None means not given. Raises ConfigError naming the full key.
     """
     return _apply(_tree(read_run_file(run_file) if run_file else {}), flags, overrides)
+
+
+def resolve_pack(run_file: Path, flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[RunSettings]:
+    """The settings of each of a file's `runs`; flags and overrides, as for `resolve`, hold for all. ConfigError names the run."""
+    shared = read_run_file(run_file)
+    runs = shared.pop("runs")
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
+        raise ConfigError("runs must be a list of mappings, each with what that run has otherwise, such as - {name: a}")
+    flags = dict(flags)
+    folder = flags.pop("out", None) or shared.pop("out", None)
+    found = []
+    for number, own in enumerate(runs, 1):
+        name = str(own.get("name") or f"run-{number}")
+        if "out" not in own and folder is None:
+            raise ConfigError(f"out is missing; give --out DIR for the whole pack, or run {name!r} its own `out`")
+        tree = _laid_over(
+            _tree(shared), _tree({"name": name, "out": None if folder is None else Path(folder) / name} | own)
+        )
+        try:
+            found.append(_apply(tree, flags, overrides))
+        except ConfigError as error:
+            raise ConfigError(f"run {name!r}: {error}") from error
+    return found
+
+
+def is_pack(run_file: Path | None) -> bool:
+    """Whether a run file has several runs."""
+    return run_file is not None and "runs" in read_run_file(run_file)
+
+
+def _laid_over(shared: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """One run's own keys over those of all; another method, or another source of data, replaces the shared one."""
+    for section, value in own.items():
+        if isinstance(value, Mapping) and isinstance(shared.get(section), dict):
+            for inner, one in sorted(value.items(), key=lambda item: item[0] not in ("name", "data")):
+                _put(shared, f"{section}.{inner}", one)
+        else:
+            shared[section] = value
+    return shared
 
 
 def _apply(tree: dict[str, Any], flags: Mapping[str, Any], overrides: Sequence[str]) -> RunSettings:

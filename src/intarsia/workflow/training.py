@@ -10,13 +10,24 @@ from typing import Any
 
 from intarsia.backbone import Backbone
 from intarsia.backbone.embedded import cache_folder
-from intarsia.data import GenerationSource, Rows, Splits, Template, load_data
+from intarsia.bank import TaskBank
+from intarsia.data import DataSpec, GenerationSource, Rows, Splits, Template, load_data
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.methods import method_from_dict
 from intarsia.rows import TARGET_LENGTH, room
 from intarsia.task import Task
-from intarsia.training import Logger, Reporter, SilentReporter, Writing, fit, open_logger, validation_metric
+from intarsia.training import (
+    Entry,
+    Failed,
+    Logger,
+    Reporter,
+    SilentReporter,
+    Writing,
+    fit_pack,
+    open_logger,
+    validation_metric,
+)
 from intarsia.workflow.reading import Source, longest_label, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
 from intarsia.workflow.sections import GenerationSettings, RunSettings
@@ -43,6 +54,55 @@ class Trained:
         return sum((self.folder / name).stat().st_size for name in ("task.safetensors", "task.json"))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A run that only has to be trained: data, backbone and method have been found to fit each other."""
+
+    settings: RunSettings
+    splits: Splits
+    task: Task
+    backbone: Backbone
+    source: Callable[..., Source]
+    """rows, name of the split[, seed] -> their batches; it adds to `notes`."""
+    train: Source
+    validation: Source | None
+    tested: Rows | None
+    notes: list[str]
+    """What a person should know of it."""
+    parameters: int
+    began: float
+
+    def entry(self, report: Reporter, logger: Logger | None) -> Entry:
+        """As `fit_pack` takes it."""
+        return Entry(
+            task=self.task,
+            train=self.train,
+            validation=self.validation,
+            settings=self.settings.train,
+            out=self.settings.out,
+            report=report,
+            logger=logger,
+            identity=_identity(self.settings, self.splits, self.backbone),
+            facts={"run": self.settings.model_dump(mode="json"), "notes": self.splits.notes},
+        )
+
+    def trained(self, bank: TaskBank, metrics: dict[str, float]) -> Trained:
+        """What it leaves behind, once it has been trained; the test split is scored now, where that was asked for."""
+        scores = {"validation": metrics} if self.splits.validation else {}
+        if self.tested is not None:
+            scores["test"] = score(bank, self.task, self.source(self.tested, "test")).metrics
+            self.task.metrics |= {f"test_{name}": value for name, value in scores["test"].items()}
+            self.task.save(self.settings.out)
+        return Trained(
+            task=self.task,
+            backbone=self.backbone,
+            metrics=scores,
+            folder=self.settings.out,
+            parameters=self.parameters,
+            seconds=time.perf_counter() - self.began,
+        )
+
+
 def run(
     settings: RunSettings,
     *,
@@ -56,23 +116,39 @@ def run(
     backbone: one that is loaded already; its name must be the settings'. Nothing is written before data, backbone and
     method have been found to fit each other. Raises any IntarsiaError; KeyboardInterrupt after a checkpoint.
     """
-    began, report = time.perf_counter(), report or SilentReporter()
+    report = report or SilentReporter()
+    ready = prepare(settings, resume=resume, score_test=score_test, backbone=backbone)
+    with resident(ready.backbone, [ready.task]) as bank, logging(settings) as logger:
+        # Said now, because from here on only the run itself can fail: an error until here is the one line that a user sees.
+        for note in ready.notes:
+            report.say(note)
+        result = fit_pack(bank, [ready.entry(report, logger)], resume=resume)[ready.task.name]
+        if isinstance(result, Failed):
+            raise result.error
+        return ready.trained(bank, result.metrics)
+
+
+def prepare(
+    settings: RunSettings,
+    *,
+    resume: bool = False,
+    score_test: bool = False,
+    backbone: Backbone | None = None,
+    load: Callable[[DataSpec], Splits] = load_data,
+) -> Prepared:
+    """Loads and checks all that a run needs, and writes nothing. load: where several runs read the same data."""
+    began = time.perf_counter()
     _check_out(settings.out, resume)
     _check_slots(settings)
     if settings.threads:
         import torch
 
         torch.set_num_threads(settings.threads)
-    splits = load_data(settings.data.spec())
+    splits = load(settings.data.spec())
     train = splits.split("train")
     tested = splits.split("test") if score_test else None
     head = _head(settings, splits)
-    backbone = backbone or Backbone.load(
-        settings.backbone,
-        dtype=settings.dtype,
-        device=settings.device,
-        language_model=settings.head.verbaliser is not None,
-    )
+    backbone = backbone or load_backbone(settings)
     task = _new_task(settings, head, backbone)
     task.data = _describe(settings, splits, task, backbone)
     if splits.kind == "generation":
@@ -82,42 +158,34 @@ def run(
     parameters = task.trained_parameters()
     notes = [*splits.notes, f"{parameters:,} trained parameters, {len(train):,} training rows"]
     source = _sources(settings, task, backbone, notes)
-    batches = source(train, "training", seed=settings.train.seed)
-    watched = source(splits.validation, "validation") if splits.validation else None
-    with resident(backbone, [task]) as bank, _logging(settings) as logger:
-        # Said now, because from here on only the run itself can fail: an error until here is the one line that a user sees.
-        for note in notes:
-            report.say(note)
-        result = fit(
-            bank,
-            task,
-            batches,
-            watched,
-            settings.train,
-            settings.out,
-            resume=resume,
-            report=report,
-            logger=logger,
-            identity=_identity(settings, splits, backbone),
-            facts={"run": settings.model_dump(mode="json"), "notes": splits.notes},
-        )
-        metrics = {"validation": result.metrics} if splits.validation else {}
-        if tested is not None:
-            metrics["test"] = score(bank, task, source(tested, "test")).metrics
-            task.metrics |= {f"test_{name}": value for name, value in metrics["test"].items()}
-            task.save(settings.out)
-    return Trained(
+    return Prepared(
+        settings=settings,
+        splits=splits,
         task=task,
         backbone=backbone,
-        metrics=metrics,
-        folder=settings.out,
+        source=source,
+        train=source(train, "training", seed=settings.train.seed),
+        validation=source(splits.validation, "validation") if splits.validation else None,
+        tested=tested,
+        notes=notes,
         parameters=parameters,
-        seconds=time.perf_counter() - began,
+        began=began,
+    )
+
+
+def load_backbone(settings: RunSettings) -> Backbone:
+    """The backbone that a run names."""
+    return Backbone.load(
+        settings.backbone,
+        dtype=settings.dtype,
+        device=settings.device,
+        language_model=settings.head.verbaliser is not None,
     )
 
 
 @contextmanager
-def _logging(settings: RunSettings) -> Iterator[Logger | None]:
+def logging(settings: RunSettings) -> Iterator[Logger | None]:
+    """The run's logger, if it has one."""
     logger = open_logger(settings.log, settings.out, settings.model_dump(mode="json")) if settings.log else None
     try:
         yield logger

@@ -1,8 +1,9 @@
-"""The training loop: steps, what is looked at between them, and what is kept.
+"""One member of a pack: a run between its steps. What is due, what is kept, and what its next step needs.
 
 The state of a run at a step boundary is (task tensors, best tensors, optimizer state, random generators, `State`); all
 else follows from the step by pure functions: the learning rate, the epoch, the order of the rows, whether an evaluation
-is due. So a run that was killed at any moment and resumed ends with the very bits of a run that was not.
+is due. So a run that was killed at any moment and resumed ends with the very bits of a run that was not, and so does one
+whose steps were taken in turn with those of others.
 
 A GPU is never waited for within a step: losses stay on it, and are read (and checked) at log points, and before each
 evaluation and checkpoint. So no checkpoint holds the weights of a step whose loss or gradient was not finite.
@@ -10,30 +11,39 @@ evaluation and checkpoint. So no checkpoint holds the weights of a step whose lo
 
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from intarsia.errors import DataError, TrainingError
-from intarsia.training.checkpoint import snapshot
+from intarsia.errors import IntarsiaError, TrainingError
+from intarsia.training.checkpoint import restore_rng, rng_tensors, snapshot
 from intarsia.training.evaluation import evaluate
 from intarsia.training.generating import Writing, wants_texts
-from intarsia.training.interrupt import CtrlC, Stopped
-from intarsia.training.keeping import finish, save
+from intarsia.training.interrupt import CtrlC
+from intarsia.training.keeping import save
 from intarsia.training.loggers import Logger
 from intarsia.training.metrics import higher_is_better
-from intarsia.training.optim import build_optimizer, trained
+from intarsia.training.optim import OptimizerState
 from intarsia.training.progress import Reporter
 from intarsia.training.record import RunRecord
 from intarsia.training.schedule import learning_rate
 from intarsia.training.settings import TrainSettings
-from intarsia.training.source import BatchSource, to_device, weight
-from intarsia.training.state import FitResult, State
+from intarsia.training.source import BatchSource
+from intarsia.training.state import State
+
+if TYPE_CHECKING:
+    from intarsia.training.steppers import Stepper
+
+Prune = Callable[[str, int, float], bool]
+"""(name of the task, step, value of its validation metric) -> whether the run ends here, since others promise more."""
 
 
-class Run:
+class Member:
+    """A task in training: its data, schedule, scores and record. A stepper takes its steps."""
+
     def __init__(
         self,
         bank: Any,
@@ -46,91 +56,65 @@ class Run:
         report: Reporter,
         logger: Logger | None,
         identity: Mapping[str, Any],
+        prune: Prune | None = None,
     ) -> None:
         self.bank, self.task, self.source, self.validation = bank, task, train, validation
         self.settings, self.record, self.report, self.logger, self.identity = settings, record, report, logger, identity
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.prune = steps_per_epoch, prune
         self.total = settings.max_steps or settings.epochs * steps_per_epoch
         # Twenty points at least, so that a short run has a curve too.
         self.log_every = max(1, min(10, self.total // 20))
-        self.optimizer = build_optimizer(task, settings)
-        self.parameters = list(trained(task).values())
         self.device = torch.device(bank.backbone.device)
         # Text is generated for validation only where a score of it names the best weights: it costs far more than the loss.
         self.writing = Writing.of(task, bank.backbone) if wants_texts(task.head, settings.metric) else None
         self.state = State()
+        self.failed: IntarsiaError | None = None
+        """Why it cannot go on."""
         self.best: dict[str, Tensor] = {}
+        self.optimizer: OptimizerState = ({}, {})
+        """Of its parameters, while no stepper has it."""
+        self.stepper: Stepper | None = None
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(settings.seed)
+            self.random = rng_tensors(self.device)
         self.saved_at = 0
         self.unread: list[Tensor] = []
         self.plan: tuple[int, Sequence[Any]] = (-1, ())
         self.mark = time.perf_counter()
 
-    def train(self) -> FitResult:
-        self.report.start(self.total, self.state.step)
-        self.mark = time.perf_counter()
-        try:
-            with CtrlC() as ctrl_c:
-                self._loop(ctrl_c)
-        except Stopped:
+    @property
+    def name(self) -> str:
+        """The task's, by which the bank knows it."""
+        return self.task.name
+
+    def look(self, ctrl_c: CtrlC) -> bool:
+        """Evaluates and saves what is due at this step; whether another step follows. Stopped after Ctrl-C."""
+        state = self.state
+        due = self._evaluation_due()
+        if due:
+            self._evaluate(ctrl_c)
+        if due or (state.step % self.settings.checkpoint_every == 0 and state.step != self.saved_at):
             self.read_losses()
             save(self)
-            raise KeyboardInterrupt(f"stopped at step {self.state.step} of {self.total}; go on with --resume") from None
-        finally:
-            self.report.stop()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.task.eval()
-            self.bank.backbone.train_mode(False)
-        return finish(self)
+        ctrl_c.check()
+        return self.stopped() is None
 
-    def _loop(self, ctrl_c: CtrlC) -> None:
-        state, settings = self.state, self.settings
-        self._training_mode()
-        while True:
-            due = self._evaluation_due()
-            if due:
-                self._evaluate(ctrl_c)
-            if due or (state.step % settings.checkpoint_every == 0 and state.step != self.saved_at):
-                self.read_losses()
-                save(self)
-            ctrl_c.check()
-            if self.stopped():
-                return
-            self._step()
-            if state.step % self.log_every == 0 or state.step == self.total:
-                self.log()
-
-    # -- one step ------------------------------------------------------------------------------------------------------
-
-    def _step(self) -> None:
-        """One optimizer step over `accumulate` batches (fewer at the end of an epoch), each weighted by its labels."""
+    def stepped(self, loss: Tensor, norm: Tensor, tokens: int) -> None:
+        """A stepper has taken a step of so many real tokens. loss, norm: scalars, still on the device."""
         state = self.state
-        rate = self._rate(state.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["share"]
-        keys = self._keys()
-        loaded = [self.source.load(key) for key in keys]
-        counts = [weight(self.task.head, self._labels(labels)) for _, labels in loaded]
-        loss = torch.zeros((), device=self.device)
-        for (batch, labels), count in zip(loaded, counts, strict=True):
-            if count:  # The mean over no label at all would be nan.
-                loss = loss + self._backward(batch, self._labels(labels), count / sum(counts))
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip or math.inf)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
         self.unread.append(torch.stack((loss.float(), norm.float())))
-        tokens = sum(self.source.tokens(key) for key in keys)
         state.step += 1
         state.tokens += tokens
         state.window_tokens += tokens
         self.report.advance(state.step)
+        if state.step % self.log_every == 0 or state.step == self.total:
+            try:
+                self.log()
+            except IntarsiaError as error:  # said between the steps: others may have taken this one too
+                self.failed = error
 
-    def _backward(self, batch: dict[str, Tensor], labels: Tensor, share: float) -> Tensor:
-        moved = {name: to_device(x, self.device) for name, x in batch.items()}
-        loss = self.bank.loss(moved, to_device(labels, self.device), task=self.task.name) * share
-        loss.backward()
-        return loss.detach()
-
-    def _keys(self) -> Sequence[Any]:
+    def keys(self) -> Sequence[Any]:
+        """Of the batches of the next step: `accumulate` of them, fewer at the end of an epoch."""
         epoch, position = divmod(self.state.step, self.steps_per_epoch)
         if self.plan[0] != epoch:
             self.plan = (epoch, self.source.plan(epoch))
@@ -139,20 +123,22 @@ class Run:
         assert len(keys), f"epoch {epoch} has fewer batches than epoch 0"
         return keys
 
-    def _rate(self, step: int) -> float:
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
         s = self.settings
         assert s.learning_rate is not None
         return learning_rate(step, self.total, peak=s.learning_rate, warmup=s.warmup, schedule=s.schedule)
 
-    @staticmethod
-    def _labels(labels: Tensor | None) -> Tensor:
-        if labels is None:
-            raise DataError("training needs labels, and these rows have none; give a file with a label column")
-        return labels
-
-    def _training_mode(self) -> None:
-        self.task.train()
-        self.bank.backbone.train_mode(self.settings.backbone_dropout)
+    @contextmanager
+    def own_random(self) -> Iterator[None]:
+        """Random numbers come from this member's own generators meanwhile."""
+        before = rng_tensors(self.device)
+        restore_rng(self.random, self.device)
+        try:
+            yield
+        finally:
+            self.random = rng_tensors(self.device)
+            restore_rng(before, self.device)
 
     # -- looking at it -------------------------------------------------------------------------------------------------
 
@@ -177,7 +163,7 @@ class Run:
             if step == 1
             else "try a lower --lr (a third), a longer warm-up, or --dtype float32; --resume would meet it again"
         )
-        return f"{what} at step {step} of {self.total}, learning rate {self._rate(step - 1):.3g}; {kept}; {advice}"
+        return f"{what} at step {step} of {self.total}, learning rate {self.rate(step - 1):.3g}; {kept}; {advice}"
 
     def log(self) -> None:
         self.read_losses()
@@ -187,7 +173,7 @@ class Run:
         speed = state.window_tokens / max(state.window_seconds, 1e-9)
         self._write(
             loss=state.loss,
-            lr=self._rate(state.step - 1),
+            lr=self.rate(state.step - 1),
             gradient_norm=sum(norms) / len(norms),
             tokens=state.tokens,
             tokens_per_second=round(speed, 1),
@@ -208,7 +194,6 @@ class Run:
         self.read_losses()
         state, metric = self.state, self.settings.metric
         metrics = evaluate(self.bank, self.task, self.validation, tick=ctrl_c.check, writing=self.writing).metrics
-        self._training_mode()
         if not math.isfinite(metrics["loss"]):
             raise TrainingError(self._not_finite(f"the validation loss is {metrics['loss']}", state.step))
         value, sign = metrics[metric], 1 if higher_is_better(metric) else -1
@@ -222,6 +207,7 @@ class Run:
         named = {f"validation_{name}": number for name, number in metrics.items()}
         self._write(**named, tokens=state.tokens, seconds=round(state.seconds, 3))
         self.report.evaluated(state.step, metrics, metric, gain)
+        state.pruned = self.prune is not None and self.prune(self.name, state.step, value)
 
     def _write(self, **values: float) -> None:
         step = self.state.step
@@ -238,7 +224,10 @@ class Run:
         return lap
 
     def stopped(self) -> str | None:
+        """Why there is no further step; None: there is one."""
         if self.state.step >= self.total:
             return "finished"
+        if self.state.pruned:
+            return "pruned"
         patience = self.settings.patience
         return "patience" if patience is not None and self.state.without_gain >= patience else None
