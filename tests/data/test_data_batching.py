@@ -24,15 +24,15 @@ def encoded_of(lengths: list[int]) -> Encoded:
     size=st.integers(1, 9),
     seed=st.none() | st.integers(0, 2**32),
     epoch=st.integers(0, 9),
-    bucket=st.booleans(),
+    arrangement=st.sampled_from(["like", "balanced", "shuffled"]),
 )
 @settings(max_examples=100, deadline=None)
-def test_every_row_comes_exactly_once(lengths, size, seed, epoch, bucket):
-    plan = batches(encoded_of(lengths), size, seed=seed, epoch=epoch, bucket=bucket)
+def test_every_row_comes_exactly_once(lengths, size, seed, epoch, arrangement):
+    plan = batches(encoded_of(lengths), size, seed=seed, epoch=epoch, arrangement=arrangement)
     assert sorted(np.concatenate(plan).tolist()) == list(range(len(lengths)))
     assert all(1 <= len(batch) <= size for batch in plan)
     assert len(plan) == -(-len(lengths) // size)
-    again = batches(encoded_of(lengths), size, seed=seed, epoch=epoch, bucket=bucket)
+    again = batches(encoded_of(lengths), size, seed=seed, epoch=epoch, arrangement=arrangement)
     assert all(np.array_equal(one, other) for one, other in zip(plan, again, strict=True))
 
 
@@ -54,9 +54,30 @@ def test_buckets_waste_little_and_leave_the_order_random():
 
     bucketed = batches(encoded, 16, seed=0, epoch=0)
     assert padding(bucketed) < 0.05
-    assert padding(batches(encoded, 16, seed=0, epoch=0, bucket=False)) > 0.3
+    assert padding(batches(encoded, 16, seed=0, epoch=0, arrangement="shuffled")) > 0.3
     widths = [encoded.lengths[batch].max() for batch in bucketed]
     assert abs(np.corrcoef(widths, range(len(widths)))[0, 1]) < 0.2
+
+
+def test_balanced_batches_hold_nearly_the_same_number_of_tokens_and_all_lengths():
+    rng = np.random.default_rng(0)
+    encoded = encoded_of(rng.integers(4, 60, 4000).tolist())
+    plan = [batch for batch in batches(encoded, 16, seed=0, epoch=3, arrangement="balanced") if len(batch) == 16]
+    sums = np.array([encoded.lengths[batch].sum() for batch in plan])
+    assert sums.max() / sums.mean() < 1.05
+    assert max(encoded.lengths[batch].min() for batch in plan) < 15
+    assert min(encoded.lengths[batch].max() for batch in plan) > 50
+
+
+def test_flat_rows_are_the_rows_without_padding():
+    encoded = encoded_of([3, 5, 2, 7])
+    source = EncodedSource(encoded, 2, pad_id=0)
+    key = np.array([3, 0])
+    batch, labels = source.load(key)
+    flat = source.flat(key)
+    assert flat.ids.tolist() == batch["input_ids"][batch["attention_mask"].bool()].tolist()
+    assert flat.lengths.tolist() == [7, 3]
+    assert flat.labels.tolist() == labels.tolist()
 
 
 def test_without_a_seed_rows_come_in_order_of_length():

@@ -43,7 +43,7 @@ Result = tuple[Tensor, Tensor | None]
 # Names without "sdpa" or "flash" in them: transformers looks for those and takes other paths. Each has its own mask
 # function: with none registered, padding would silently be attended to.
 OVER = {"sdpa": "intarsia", "eager": "intarsia_eager"}
-_EXTEND, _WATCH, _RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
+EXTEND, _WATCH, _RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
 
 
 def _over_sdpa(
@@ -76,7 +76,7 @@ def _attend(
     watch: Watch | None = module.__dict__.get(_WATCH)
     if watch is not None:
         watch(module, key, value)
-    extend: Extend | None = module.__dict__.get(_EXTEND)
+    extend: Extend | None = module.__dict__.get(EXTEND)
     prefix = None if extend is None else extend(query.shape[0])
     if prefix is None:
         return inner(module, query, key, value, mask, **more)
@@ -165,7 +165,7 @@ class AttentionSeam:
 
     def extend(self, site: Site, change: Extend) -> "AttentionHook":
         """Puts `change` at a KV site."""
-        return AttentionHook(self, self.base.get_submodule(site.module), _EXTEND, change, self._table(site))
+        return AttentionHook(self, self.base.get_submodule(site.module), EXTEND, change, self._table(site))
 
     @contextmanager
     def watching(self, sites: Sequence[Site], look: Callable[[Site, Tensor, Tensor], None]) -> Iterator[None]:
@@ -189,14 +189,15 @@ class AttentionSeam:
             return
         register()
         self.before = self.model.config._attn_implementation
-        self._switch(OVER["eager" if self.before == "eager" else "sdpa"])
+        self.switch(OVER["eager" if self.before == "eager" else "sdpa"])
 
     def leave(self) -> None:
         self.users -= 1
         if self.users == 0:
-            self._switch(self.before)
+            self.switch(self.before)
 
-    def _switch(self, name: str) -> None:
+    def switch(self, name: str) -> None:
+        """Lets the model call another attention function, by its name."""
         from transformers import PreTrainedModel
 
         self.model.set_attn_implementation(name)
@@ -230,13 +231,13 @@ class AttentionHook:
         self.seam, self.module, self.slot = seam, module, slot
         # Past nn.Module's own __setattr__: the table must not become a submodule here, with keys in the state_dict.
         module.__dict__[slot] = call
-        if slot == _EXTEND:
+        if slot == EXTEND:
             module.__dict__[_RELATIVE] = table
         seam.enter()
 
     def remove(self) -> None:
         """Takes it off; the model is as before."""
         self.module.__dict__.pop(self.slot, None)
-        if self.slot == _EXTEND:
+        if self.slot == EXTEND:
             self.module.__dict__.pop(_RELATIVE, None)
         self.seam.leave()

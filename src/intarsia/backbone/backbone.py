@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -213,24 +214,33 @@ class Backbone:
         return batch
 
     def token_scores(self, batch: Mapping[str, Tensor], read: Tensor) -> Tensor:
-        """The language model's scores (K, V), fp32, at the K places where `read` (B, T) is true, row by row.
+        """The language model's scores (K, V), fp32, at the K places where `read` (B, T) is true, row by row; or at those that it
+        lists, (K,) int64, counted through the rows.
 
         batch: (B, T) tensors; an encoder-decoder's with decoder_input_ids, whose places `read` means. ConfigError without a
         language-model head. Only those places go through the vocabulary's projection, which is most of a small model's work.
         """
-        projection = self.language_head
-        places = read.to(self.device)
+        with self.only(read.to(self.device)):
+            return self.word_scores({name: tensor.to(self.device) for name, tensor in batch.items()})
 
-        def only(_module: nn.Module, args: tuple) -> tuple:
-            return (args[0][places].unsqueeze(0), *args[1:])
+    def word_scores(self, batch: dict[str, Tensor]) -> Tensor:
+        """The language model's scores, fp32, of the places that `only` names, (K, V)."""
+        if self.kind == "encoder":
+            return self.model(**self._with_positions(batch)).logits[0].float()
+        batch = self._with_positions(batch) if self.kind == "decoder" else batch
+        return self.model(**batch, use_cache=False).logits[0].float()
 
-        handle = projection.register_forward_pre_hook(only)
+    @contextmanager
+    def only(self, places: Tensor) -> Iterator[None]:
+        """Nothing but these places goes through the vocabulary's projection meanwhile: (B, T) bool, or (K,) int64."""
+
+        def pick(_module: nn.Module, args: tuple) -> tuple:
+            states = args[0][places] if places.dtype == torch.bool else args[0].flatten(0, 1).index_select(0, places)
+            return (states.unsqueeze(0), *args[1:])
+
+        handle = self.language_head.register_forward_pre_hook(pick)
         try:
-            batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-            if self.kind == "encoder":
-                return self.model(**self._with_positions(batch)).logits[0].float()
-            batch = self._with_positions(batch) if self.kind == "decoder" else batch
-            return self.model(**batch, use_cache=False).logits[0].float()
+            yield
         finally:
             handle.remove()
 
@@ -250,6 +260,16 @@ class Backbone:
         decoder = self.kind == "encoder-decoder" and "decoder_input_ids" in batch
         mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
         return None if mask is None else mask.to(self.device)
+
+    @property
+    def pooler(self) -> nn.Module | None:
+        """The pretrained pooler, where the model has one."""
+        return getattr(self.base, "pooler", None)
+
+    @property
+    def pad_id(self) -> int:
+        """A token for places that nobody reads."""
+        return int(getattr(self.config, "pad_token_id", None) or 0)
 
     @property
     def checkpointing(self) -> bool:

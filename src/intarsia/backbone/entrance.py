@@ -45,8 +45,8 @@ class Layout(NamedTuple):
     """(B, L): an index into [tokens | virtual tokens] of each row."""
     mask: Tensor
     """(B, L) int64: columns that are not padding."""
-    back: Tensor
-    """(B, T): the column whose state is read for each token."""
+    back: Tensor | None
+    """(B, T): the column whose state is read for each token; None: its own."""
 
 
 Ask = Callable[[int], Prompts | None]
@@ -60,6 +60,9 @@ def lay_out(mask: Tensor, ids: Tensor | None, prompts: Prompts, *, left: bool, r
     follows it (decoders).
     """
     rows, tokens = mask.shape
+    if not prompts.extra and ids is not None:  # templates alone: no column is added, and none moves
+        columns = torch.arange(tokens, device=mask.device).expand(rows, -1)
+        return Layout(torch.where(ids < 0, tokens - 1 - ids, columns), mask, None)
     assert prompts.lengths is not None
     assert prompts.places is not None
     lengths, places = prompts.lengths[:, None], prompts.places[:, None]
@@ -162,7 +165,7 @@ class Entrance:
         given["attention_mask"] = layout.mask
         if (types := given.get("token_type_ids")) is not None:
             given["token_type_ids"] = nn.functional.pad(types, (0, prompts.vectors.shape[1])).gather(1, layout.order)
-        if "position_ids" in self.takes:
+        if "position_ids" in self.takes and (layout.back is not None or "position_ids" not in given):
             given["position_ids"] = self._positions(layout.mask, prompts)
         return given
 
@@ -217,6 +220,8 @@ class Entrance:
         if self.kind == "encoder-decoder":
             return output
         layout, self.layout = self.layout, None
+        if layout.back is None:
+            return output
         output.last_hidden_state = _pick(output.last_hidden_state, layout.back)
         pooler = getattr(self.base, "pooler", None)
         if getattr(output, "pooler_output", None) is not None and isinstance(pooler, nn.Module):

@@ -9,7 +9,7 @@ Generation has its own pair, `encode_generation` and `GenerationSource`; a `Temp
 Importing this package is light: torch, datasets and pyarrow are imported where they are needed.
 """
 
-from intarsia.data.batching import EncodedSource, GenerationSource, batches, collate
+from intarsia.data.batching import Arrangement, EncodedSource, Flat, GenerationSource, batches, collate
 from intarsia.data.encoding import Encoded, encode
 from intarsia.data.generation import EncodedPairs, encode_generation
 from intarsia.data.load import load_data, load_rows_for_prediction
@@ -18,10 +18,12 @@ from intarsia.data.template import Template
 
 __all__ = [
     "KINDS",
+    "Arrangement",
     "DataSpec",
     "Encoded",
     "EncodedPairs",
     "EncodedSource",
+    "Flat",
     "GenerationSource",
     "Rows",
     "Splits",

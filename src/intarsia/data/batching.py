@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,16 +15,37 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Side = Literal["right", "left"]
+Arrangement = Literal["like", "balanced", "shuffled"]
+"""Which rows share a batch: of like length (little padding); of lengths that add up to nearly the same in every batch (packed
+rows, which have no padding, in one shape); or any."""
 CHUNK_BATCHES = 50  # batches sorted together: little padding, and still other neighbours each epoch
 
 
+class Flat(NamedTuple):
+    """The rows of a batch one after the other, without padding. L tokens in all, B rows."""
+
+    ids: np.ndarray
+    """(L,)"""
+    lengths: np.ndarray
+    """(B,)"""
+    types: np.ndarray | None
+    """(L,) token types."""
+    labels: np.ndarray | None
+    """(B,), (B, C), or (L,) at each token's own place, -100 where there is none."""
+
+
 def batches(
-    encoded: Encoded | EncodedPairs, batch_size: int, *, seed: int | None, epoch: int = 0, bucket: bool = True
+    encoded: Encoded | EncodedPairs,
+    batch_size: int,
+    *,
+    seed: int | None,
+    epoch: int = 0,
+    arrangement: Arrangement = "like",
 ) -> list[np.ndarray]:
     """Row indices of each batch; every row once; a function of (seed, epoch) alone.
 
-    bucket: shuffle, sort by length within chunks of 50 batches, shuffle the batches. Without it, a plain shuffle.
-    seed None, for evaluation: all rows in order of length.
+    like: shuffle, sort by length within chunks of 50 batches, shuffle the batches. balanced: within such chunks the sorted rows
+    are dealt to the batches to and fro. shuffled: a plain shuffle. seed None, for evaluation: all rows in order of length.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -33,15 +54,26 @@ def batches(
         return _cut(np.argsort(lengths, kind="stable"), batch_size)
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(encoded))
-    if not bucket:
+    if arrangement == "shuffled":
         return _cut(order, batch_size)
     chunks = _cut(order, batch_size * CHUNK_BATCHES)
-    cut = [batch for chunk in chunks for batch in _cut(chunk[np.argsort(lengths[chunk], kind="stable")], batch_size)]
+    part = _cut if arrangement == "like" else _deal
+    cut = [batch for chunk in chunks for batch in part(chunk[np.argsort(lengths[chunk], kind="stable")], batch_size)]
     return [cut[i] for i in rng.permutation(len(cut))]
 
 
 def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+def _deal(order: np.ndarray, size: int) -> list[np.ndarray]:
+    """Rows by length to the batches, like cards, each round the other way: whole batches of nearly equal sums, and the odd rows
+    that do not fill one (drawn from all lengths) in a last, smaller one."""
+    count, odd = divmod(len(order), size)
+    spare = np.linspace(0, len(order) - 1, odd, dtype=np.int64) if odd else np.empty(0, np.int64)
+    rest = np.delete(order, spare).reshape(size, count)
+    rest[1::2] = rest[1::2, ::-1]
+    return [*rest.T, *([order[spare]] if odd else [])]
 
 
 def collate(
@@ -102,7 +134,7 @@ class EncodedSource:
         pad_id: int,
         padding_side: Side = "right",
         seed: int | None = None,
-        bucket: bool = True,
+        arrangement: Arrangement = "like",
     ) -> None:
         if padding_side not in ("right", "left"):
             raise ConfigError(f"padding_side must be right or left, got {padding_side!r}")
@@ -111,15 +143,28 @@ class EncodedSource:
         self.pad_id = pad_id
         self.padding_side: Side = padding_side
         self.seed = seed
-        self.bucket = bucket
+        self.arrangement: Arrangement = arrangement
 
     def plan(self, epoch: int = 0) -> list[np.ndarray]:
         """The keys of that epoch's batches, in order."""
-        return batches(self.encoded, self.batch_size, seed=self.seed, epoch=epoch, bucket=self.bucket)
+        return batches(self.encoded, self.batch_size, seed=self.seed, epoch=epoch, arrangement=self.arrangement)
 
     def load(self, key: np.ndarray) -> tuple[dict[str, Tensor], Tensor | None]:
         """(batch, labels) on the CPU, as `collate` makes them."""
         return collate(self.encoded, key, self.pad_id, self.padding_side)
+
+    def flat(self, key: np.ndarray) -> Flat:
+        """The same rows without padding."""
+        encoded = self.encoded
+
+        def of(flat: np.ndarray) -> np.ndarray:
+            return np.concatenate(rows_of(flat, encoded.offsets, key))
+
+        labels = encoded.labels
+        if labels is not None:
+            labels = of(labels) if encoded.words is not None else labels[key]
+        types = None if encoded.type_ids is None else of(encoded.type_ids)
+        return Flat(of(encoded.ids), encoded.lengths[key], types, labels)
 
     def tokens(self, key: np.ndarray) -> int:
         """Real tokens of the batch, padding not counted."""
@@ -144,7 +189,7 @@ class GenerationSource:
         pad_id: int,
         decoder_start_token_id: int | None = None,
         seed: int | None = None,
-        bucket: bool = True,
+        arrangement: Arrangement = "like",
     ) -> None:
         if encoded.encoder_decoder and decoder_start_token_id is None:
             raise ConfigError("an encoder-decoder needs decoder_start_token_id, which its config holds; got None")
@@ -153,11 +198,11 @@ class GenerationSource:
         self.pad_id = pad_id
         self.decoder_start_token_id = decoder_start_token_id
         self.seed = seed
-        self.bucket = bucket
+        self.arrangement: Arrangement = arrangement
 
     def plan(self, epoch: int = 0) -> list[np.ndarray]:
         """The keys of that epoch's batches, in order."""
-        return batches(self.encoded, self.batch_size, seed=self.seed, epoch=epoch, bucket=self.bucket)
+        return batches(self.encoded, self.batch_size, seed=self.seed, epoch=epoch, arrangement=self.arrangement)
 
     def load(self, key: np.ndarray) -> tuple[dict[str, Tensor], Tensor | None]:
         """(batch, labels) on the CPU, right padded; labels are -100 where nothing is to be learnt, None without targets.
@@ -184,6 +229,16 @@ class GenerationSource:
             "decoder_attention_mask": decoded,
         }
         return batch, pad(targets, IGNORED)[0]
+
+    def flat(self, key: np.ndarray) -> Flat:
+        """A decoder's rows without padding: each input with its target behind it. DataError without targets."""
+        inputs, targets = self._inputs(key), self._targets(key)
+        if targets is None:
+            raise DataError("training needs texts to generate, and these rows have none; give a file with that column")
+        pairs = list(zip(inputs, targets, strict=True))
+        labels = np.concatenate([part for own, target in pairs for part in (np.full(len(own), IGNORED), target)])
+        ids = np.concatenate([part for pair in pairs for part in pair])
+        return Flat(ids, np.array([len(own) + len(target) for own, target in pairs]), None, labels)
 
     def prompts(self, key: np.ndarray) -> dict[str, Tensor]:
         """{input_ids, attention_mask}, (B, S): the inputs alone, padded on the left for a decoder, which goes on there."""

@@ -1,7 +1,19 @@
 """Pure tensor functions: no nn.Module, no transformers. The one place that chooses between a reference and a fast version."""
 
 from intarsia.ops.activations import ACTIVATIONS
+from intarsia.ops.dropout import keyed_dropout
 from intarsia.ops.pieces import Pieces
 from intarsia.ops.reference import bottleneck, linear, low_rank, normalise, per_task
+from intarsia.ops.segments import segment_attention
 
-__all__ = ["ACTIVATIONS", "Pieces", "bottleneck", "linear", "low_rank", "normalise", "per_task"]
+__all__ = [
+    "ACTIVATIONS",
+    "Pieces",
+    "bottleneck",
+    "keyed_dropout",
+    "linear",
+    "low_rank",
+    "normalise",
+    "per_task",
+    "segment_attention",
+]

@@ -13,6 +13,7 @@ from intarsia.training.keeping import fold, restore
 from intarsia.training.loggers import Logger
 from intarsia.training.member import Member, Prune
 from intarsia.training.pack import Ended, Failed, train
+from intarsia.training.packed import assign
 from intarsia.training.progress import Reporter, SilentReporter
 from intarsia.training.record import RunRecord, as_json, check_same
 from intarsia.training.settings import TrainSettings
@@ -98,7 +99,8 @@ def fit_pack(
             members.append(member)
         else:
             results[entry.task.name] = member
-    return results | train(members, ended=ended)
+    say = members[0].report.say if members else print
+    return results | train(members, lambda waiting: assign(waiting, say), ended=ended)
 
 
 def _opened(bank: Any, entry: Entry, prune: Prune | None, *, resume: bool) -> Member | FitResult:

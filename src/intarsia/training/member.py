@@ -99,10 +99,10 @@ class Member:
         ctrl_c.check()
         return self.stopped() is None
 
-    def stepped(self, loss: Tensor, norm: Tensor, tokens: int) -> None:
-        """A stepper has taken a step of so many real tokens. loss, norm: scalars, still on the device."""
+    def stepped(self, seen: Tensor, tokens: int) -> None:
+        """A stepper has taken a step of so many real tokens. seen: (2,) fp32, loss and gradient norm, still on the device."""
         state = self.state
-        self.unread.append(torch.stack((loss.float(), norm.float())))
+        self.unread.append(seen)
         state.step += 1
         state.tokens += tokens
         state.window_tokens += tokens

@@ -48,7 +48,8 @@ def train(
     ended: called with each member as soon as it has. Raises KeyboardInterrupt after Ctrl-C, when all have been saved.
     """
     results: dict[str, FitResult | Failed] = {}
-    active, steppers = list(members), []
+    active: list[Member] = list(members)
+    steppers: list[Stepper] = []
 
     def leave(member: Member, result: FitResult | Failed) -> None:
         results[member.name] = result
@@ -64,12 +65,13 @@ def train(
         with CtrlC() as ctrl_c:
             while active:
                 over = _look(active, ctrl_c)
-                if over or not steppers:
-                    for stepper in steppers:
-                        stepper.close()
-                    for member, failed in over.items():
-                        leave(member, failed or _finished(member))
-                    steppers = list(assign(active))
+                for stepper in [one for one in steppers if any(member in over for member in one.members)]:
+                    stepper.close()
+                    steppers.remove(stepper)
+                for member, failed in over.items():
+                    leave(member, failed or _finished(member))
+                if waiting := [member for member in active if member.stepper is None]:
+                    steppers += assign(waiting)
                 for stepper in steppers:
                     _step(stepper)
     except Stopped:

@@ -73,7 +73,8 @@ class PlainStepper:
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)
         self.torch_optimizer.step()
         self.torch_optimizer.zero_grad(set_to_none=True)
-        member.stepped(loss, norm, sum(member.source.tokens(key) for key in keys))
+        seen = torch.stack((loss.float(), norm.float()))
+        member.stepped(seen, sum(member.source.tokens(key) for key in keys))
 
     def _backward(self, batch: dict[str, Tensor], labels: Tensor, share: float) -> Tensor:
         member = self.member

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from intarsia.backbone import Backbone
 from intarsia.data import (
+    Arrangement,
     DataSpec,
     EncodedSource,
     GenerationSource,
@@ -42,7 +43,7 @@ def source_of(
     batch_size: int,
     *,
     seed: int | None = None,
-    bucket: bool = True,
+    arrangement: Arrangement = "like",
     cache: Path | None = None,
 ) -> Source:
     """The batches of some rows, as `task.data` says; in order of length without a seed. cache: a folder for the tokens."""
@@ -64,7 +65,7 @@ def source_of(
         )
         start = backbone.config.decoder_start_token_id if seq2seq else None
         return GenerationSource(
-            pairs, batch_size, pad_id=pad_id, decoder_start_token_id=start, seed=seed, bucket=bucket
+            pairs, batch_size, pad_id=pad_id, decoder_start_token_id=start, seed=seed, arrangement=arrangement
         )
     return EncodedSource(
         encode(rows, tokenizer, length, kind, cache, template=template),
@@ -72,7 +73,7 @@ def source_of(
         pad_id=pad_id,
         padding_side=cast(Any, tokenizer.padding_side),
         seed=seed,
-        bucket=bucket,
+        arrangement=arrangement,
     )
 
 

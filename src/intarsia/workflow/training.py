@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from intarsia.training import (
     open_logger,
     validation_metric,
 )
+from intarsia.training.packed import arranged
 from intarsia.workflow.reading import Source, longest_label, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
 from intarsia.workflow.sections import GenerationSettings, RunSettings
@@ -82,7 +83,7 @@ class Prepared:
             out=self.settings.out,
             report=report,
             logger=logger,
-            identity=_identity(self.settings, self.splits, self.backbone),
+            identity=_identity(self.settings, self.splits, self.backbone) | {"arrangement": self.train.arrangement},
             facts={"run": self.settings.model_dump(mode="json"), "notes": self.splits.notes},
         )
 
@@ -307,7 +308,7 @@ def _writing(settings: RunSettings, splits: Splits, max_length: int, backbone: B
     return {"target_length": target, "generation": generation}
 
 
-def _identity(settings: RunSettings, splits: Splits, backbone: Backbone) -> Mapping[str, Any]:
+def _identity(settings: RunSettings, splits: Splits, backbone: Backbone) -> dict[str, Any]:
     """What a resumed run must share beside the settings of training."""
     return {
         "data": splits.fingerprint,
@@ -324,7 +325,13 @@ def _sources(settings: RunSettings, task: Task, backbone: Backbone, notes: list[
     def source(rows: Rows, split: str, seed: int | None = None) -> Source:
         train = settings.train
         made = source_of(
-            rows, task, backbone, train.batch_size, seed=seed, bucket=train.bucket, cache=cache_folder() / "tokens"
+            rows,
+            task,
+            backbone,
+            train.batch_size,
+            seed=seed,
+            arrangement=arranged(train.batches, task, backbone, train),
+            cache=cache_folder() / "tokens",
         )
         notes.extend(made.encoded.notes)
         count = len(made.encoded)

@@ -1,0 +1,118 @@
+"""Packed rows: the rows of each member of a pack one after the other in one long row, without padding.
+
+To the model a batch of K members is (K, S) tokens, each member's rows in S columns; what keeps the rows apart is attention,
+which here runs within segments, and positions, which begin anew with each. Deltas of K tasks (tensors (K, ...)) then have one row
+each, as in any batch.
+
+K members, S columns, G segments (rows, and stretches of unused columns), P virtual positions of a prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.backbone.attention import EXTEND, Extend, Result
+from intarsia.errors import UnsupportedError
+from intarsia.ops import segment_attention
+from intarsia.sites import Role
+
+if TYPE_CHECKING:
+    from intarsia.backbone.backbone import Backbone
+
+NAME = "intarsia_packed"
+_SEGMENTS = "_intarsia_segments"
+_UNKNOWN = ("position_bias", "softcap", "s_aux")
+"""What some attentions add to the scores, and the kernel for segments does not."""
+
+
+class Segments(NamedTuple):
+    """Where each row begins in the K * S columns; the same tensors are filled anew for each batch."""
+
+    starts: Tensor
+    """(G + 1,) int32"""
+    longest: int
+    starts_k: Tensor
+    """(G + 1,) int32, with the prefix of each row before it; without prefixes, as `starts`."""
+    longest_k: int
+    order: Tensor | None = None
+    """(M,) int64: which of a member's [prefix | columns], members one after the other, each key is; None: no prefixes."""
+
+
+def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any) -> Result:
+    """query: (K, H, S, D), key and value: (K, H_kv, S, D). Returns (K, S, H, D)."""
+    if wrong := [name for name in _UNKNOWN if more.get(name) is not None]:
+        raise UnsupportedError(f"packed rows do not know {wrong[0]}, which {type(module).__name__} adds to its scores")
+    causal = more.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+    segments: Segments = module.__dict__[_SEGMENTS]
+    extend: Extend | None = module.__dict__.get(EXTEND)
+    members, heads, columns, width = query.shape
+    prefix = None if extend is None else extend(members)
+    window = more.get("sliding_window") or 0
+    if 0 < window < segments.longest and (prefix is not None or not causal):
+        raise UnsupportedError("packed rows do not know a sliding window beside a prefix, or in an encoder")
+    starts_k, longest_k = segments.starts, segments.longest
+    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+    if prefix is not None:
+        assert segments.order is not None, "the layout has room for prefixes wherever a task has one"
+        starts_k, longest_k = segments.starts_k, segments.longest_k
+        k, v = (_with_prefix(own, x, segments.order) for own, x in ((prefix.key, key), (prefix.value, value)))
+    found = segment_attention(
+        q,
+        k,
+        v,
+        segments.starts,
+        starts_k,
+        segments.longest,
+        longest_k,
+        causal=causal,
+        scale=more.get("scaling") or width**-0.5,
+        window=window if window < segments.longest else 0,
+    )
+    return found.view(members, columns, heads, -1), None
+
+
+def _with_prefix(prefix: Tensor, own: Tensor, order: Tensor) -> Tensor:
+    """(K or 1, H, P, D) and (K, H, S, D) -> (M, H, D): each row's keys with the prefix before them."""
+    prefix = prefix.to(own.dtype).expand(own.shape[0], -1, -1, -1)
+    return torch.cat([prefix, own], dim=2).transpose(1, 2).flatten(0, 1).index_select(0, order)
+
+
+def _no_mask(*_args: Any, **_more: Any) -> None:
+    """Segments say all that a mask would."""
+
+
+def register() -> None:
+    """Makes the name known to transformers. May be called again."""
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, _no_mask)
+
+
+@contextmanager
+def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
+    """The backbone's calls meanwhile are of packed rows. UnsupportedError where it does not call transformers' attention interface,
+    or has more than one sort of attention."""
+    sites = [site for site in backbone.sites if site.role is Role.KV]
+    if not sites or backbone.kind == "encoder-decoder":
+        raise UnsupportedError(
+            f"packed rows need one stack that calls transformers' attention interface; {backbone.name!r} has not"
+        )
+    register()
+    modules = [backbone.base.get_submodule(site.module) for site in sites]
+    before: Any = backbone.model.config._attn_implementation
+    for module in modules:
+        module.__dict__[_SEGMENTS] = segments
+    backbone.attention.switch(NAME)
+    try:
+        yield
+    finally:
+        backbone.attention.switch(before)
+        for module in modules:
+            del module.__dict__[_SEGMENTS]

@@ -1,0 +1,96 @@
+"""The losses of one packed pass: the model once over all members' rows, then each form's head over its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from intarsia import ops
+from intarsia.backbone import Backbone
+from intarsia.backbone.entrance import Prompts
+from intarsia.heads import Head
+from intarsia.methods import EmbeddingDelta
+from intarsia.routing import OneRun, Route
+from intarsia.task import Task
+from intarsia.training.packed.layout import Layout
+
+
+class PackedRoute(Route):
+    """K rows, one a member, those of one form together. Prompts stand in slots that the layout has made for them."""
+
+    def __init__(self, tasks: Sequence[tuple[Task, int]]) -> None:
+        """tasks: with tensors (n, ...), and n."""
+        rows = 0 if len(tasks) == 1 else sum(count for _, count in tasks)
+        super().__init__([OneRun(task, count) for task, count in tasks], rows)
+        self.counts = [count for _, count in tasks]
+
+    def prompts(self, key: str, rows: int, device: torch.device) -> Prompts | None:
+        """Vectors alone."""
+        deltas = [delta if isinstance(delta, EmbeddingDelta) else None for delta in self._at(key)]
+        made = [None if delta is None else delta() for delta in deltas]
+        if not (some := [vectors for vectors in made if vectors is not None]):
+            return None
+        longest = max(vectors.shape[1] for vectors in some)
+        parts = []
+        for vectors, count in zip(made, self.counts, strict=True):
+            own = some[0].new_zeros(count, 0, some[0].shape[2]) if vectors is None else vectors
+            parts.append(F.pad(own, (0, 0, 0, longest - own.shape[1])))
+        return Prompts(vectors=torch.cat(parts))
+
+
+def losses(backbone: Backbone, tasks: Sequence[tuple[Task, int]], layout: Layout) -> Tensor:
+    """The loss of each member, (K,). tasks: of each form, with tensors (n, ...), and n, in the order of the layout's members.
+
+    For generation, under `Backbone.only(layout.read)`.
+    """
+    here = layout.here
+    batch = {"input_ids": here["ids"], "position_ids": here["positions"], "attention_mask": layout.mask}
+    if "types" in here:
+        batch["token_type_ids"] = here["types"]
+    generates = layout.readings[0].head.kind == "generation"
+    if generates:
+        read = backbone.word_scores(batch).view(*here["places"].shape, -1)
+    else:
+        read = backbone.features(batch)
+    found, at = [], 0
+    for task, count in tasks:
+        span, at = slice(at, at + count), at + count
+        own = {name: here[name][span] for name in ("owner", "places", "labels", "weights", "keys")}
+        scores = read[span] if generates else _scores(task, read[span], own, layout.shape.rows, backbone.pooler)
+        assert task.head is not None
+        found.append((_each(task.head, scores, own["labels"]) * own["weights"]).sum(1))
+    return torch.cat(found)
+
+
+def _scores(task: Task, states: Tensor, own: dict[str, Tensor], rows: int, pooler: Any) -> Tensor:
+    """states: (n, S, D). Returns fp32 scores (n, R, C); (n, Q, C) for token classification."""
+    module, head = task.head_module, task.head
+    assert module is not None
+    assert head is not None
+    count, _, width = states.shape
+    if head.kind != "token-classification" and head.pooling == "mean":
+        # A product with each row's share of each token: as precise as a sum, and without a scatter.
+        mine = own["owner"][:, None] == torch.arange(rows, device=states.device)[:, None]
+        share = mine.to(module.weight.dtype) / mine.sum(-1, keepdim=True).clamp(min=1)
+        pooled = share @ states.to(module.weight.dtype)
+    else:
+        pooled = states.gather(1, own["places"][..., None].expand(-1, -1, width))
+        if head.pooling == "pooler" and head.kind != "token-classification":
+            pooled = pooler(pooled.flatten(0, 1)[:, None]).view(count, -1, width)
+        pooled = pooled.to(module.weight.dtype)
+    if head.dropout:
+        pooled = ops.keyed_dropout(pooled, head.dropout, own["keys"])
+    return ops.linear(pooled, module.weight, module.bias)
+
+
+def _each(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
+    """The loss of each place, (n, Q)."""
+    if head.kind == "multi-label":
+        return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none").mean(-1)
+    if head.kind == "regression":
+        return F.mse_loss(scores.squeeze(-1), labels.to(scores.dtype), reduction="none")
+    return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)

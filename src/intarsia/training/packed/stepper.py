@@ -1,0 +1,174 @@
+"""Takes the steps of K members in one pass of the model; on a GPU as a CUDA graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.backbone.packed import packed
+from intarsia.training.member import Member
+from intarsia.training.optim import OptimizerState
+from intarsia.training.packed.layout import Layout, Placed, Reading, Shape, TooSmall, place_rows
+from intarsia.training.packed.losses import PackedRoute, losses
+from intarsia.training.packed.stack import Stack, form_of
+
+_GRAIN = 64
+"""Columns and places come in multiples of it, so that a little more does not want another graph."""
+
+
+class PackedStepper:
+    """Members that `choice.packable` has found nothing against, and that `choice.assign` has grouped."""
+
+    def __init__(self, members: Sequence[Member], *, compiled: bool = False) -> None:
+        """compiled: through torch.compile, which costs a minute and pays for itself in long trainings (`choice`)."""
+        forms: dict[tuple[object, ...], list[Member]] = {}
+        for member in members:
+            forms.setdefault(form_of(member.task), []).append(member)
+        self.bank, self.device = members[0].bank, members[0].device
+        backbone = self.bank.backbone
+        self.stacks = [Stack(own, backbone.dtype) for own in forms.values()]
+        self.tasks = [(stack.task, len(stack.members)) for stack in self.stacks]
+        self._members = [member for stack in self.stacks for member in stack.members]
+        decoder, first = backbone.kind == "decoder", backbone.first_position
+        self.readings = [Reading.of(m.task, first_position=first, decoder=decoder) for m in self._members]
+        self.route = PackedRoute(self.tasks)
+        # None are given where no row has any, as in padded batches: some models' zeros are not neutral (GPT-2).
+        sources = [getattr(member.source, "encoded", None) for member in self._members]
+        self.types = any(getattr(encoded, "type_ids", None) is not None for encoded in sources)
+        self.leaves = [leaf for stack in self.stacks for leaf in stack.leaves.values()]
+        self._losses: Callable[[], Tensor] = self._compiled() if compiled else self._eager
+        self._replay: Callable[[], None] | None = None
+        self._make(_room(self._members, self.readings))
+        for member in self._members:
+            member.stepper = self
+
+    @property
+    def members(self) -> Sequence[Member]:
+        """In the order of the rows."""
+        return self._members
+
+    def step(self) -> None:
+        """One pass, one update; nothing waits for the device."""
+        taken = [(member.keys(), reading) for member, reading in zip(self._members, self.readings, strict=True)]
+        placed = [
+            place_rows([member.source.flat(key) for key in keys], reading)  # type: ignore[attr-defined]
+            for member, (keys, reading) in zip(self._members, taken, strict=True)
+        ]
+        keys = [dropout_key(member.settings.seed, member.state.step) for member in self._members]
+        numbers = [row for stack in self.stacks for row in stack.numbers()]
+        self._fill(placed, keys, numbers)
+        if self._replay is not None:
+            self._replay()
+        else:
+            with self._running():
+                self._pass()
+        seen = self.seen.clone()
+        for row, (member, one) in enumerate(zip(self._members, placed, strict=True)):
+            member.stepped(seen[row], int((one.owner >= 0).sum()))
+
+    def optimizer_state(self, member: Member) -> OptimizerState:
+        """From the stack that has it."""
+        return next(stack for stack in self.stacks if member in stack.members).optimizer_state(member)
+
+    def close(self) -> None:
+        """The members go on with tensors of their own."""
+        self._replay = None
+        for stack in self.stacks:
+            stack.release()
+        for member in self._members:
+            member.stepper = None
+
+    def _fill(self, placed: Sequence[Placed], keys: Sequence[int], numbers: Sequence[Sequence[float]]) -> None:
+        try:
+            self.layout.fill(placed, keys, numbers)
+        except TooSmall as error:
+            self._make(_rounded(error.needs))
+            self._fill(placed, keys, numbers)
+
+    def _make(self, shape: Shape) -> None:
+        """A layout of this shape; on a GPU, the pass as a graph."""
+        pad = self.bank.backbone.pad_id
+        self.layout = Layout(
+            self.readings, shape, pad=pad, types=self.types, device=self.device, dtype=self.stacks[0].master.dtype
+        )
+        self.seen = torch.zeros(len(self._members), 2, device=self.device)
+        if self.device.type == "cuda":
+            self._capture()
+
+    def _capture(self) -> None:
+        """Warm-up passes change no weights: they end before the update."""
+        with self._running():
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(2):
+                    self._gradients()
+            torch.cuda.current_stream().wait_stream(stream)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                self._pass()
+        self._replay = graph.replay
+
+    @contextmanager
+    def _running(self) -> Iterator[None]:
+        backbone = self.bank.backbone
+        backbone.train_mode(False)
+        generates = self.readings[0].head.kind == "generation"
+        reading = backbone.only(self.layout.read) if generates else nullcontext()
+        with packed(backbone, self.layout.segments), self.bank.under(self.route), reading:
+            yield
+
+    def _compiled(self) -> Callable[[], Tensor]:
+        return torch.compile(self._eager, dynamic=False)
+
+    def _eager(self) -> Tensor:
+        return losses(self.bank.backbone, self.tasks, self.layout)
+
+    def _gradients(self) -> tuple[Tensor, Sequence[Tensor | None]]:
+        self.layout.settle()
+        with torch.no_grad():
+            for stack in self.stacks:
+                stack.lower()
+        each = self._losses()
+        return each.detach(), torch.autograd.grad(each.sum(), self.leaves, allow_unused=True)
+
+    def _pass(self) -> None:
+        """All of a step that happens on the device."""
+        each, gradients = self._gradients()
+        norms, at, row = [], 0, 0
+        with torch.no_grad():
+            for stack in self.stacks:
+                own = gradients[at : (at := at + len(stack.leaves))]
+                numbers = self.layout.here["step"][row : (row := row + len(stack.members))]
+                norms.append(stack.update(own, numbers))
+            self.seen.copy_(torch.stack([each.float(), torch.cat(norms).float()], dim=1))
+
+
+def dropout_key(seed: int, step: int) -> int:
+    """32 bits that are a member's own at each step, whoever else is in the pack."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+
+
+def _room(members: Sequence[Member], readings: Sequence[Reading]) -> Shape:
+    """What the first epoch's steps want, as far as it can be told without reading them."""
+    found = Shape(1, 1, 1, 1)
+    for member, reading in zip(members, readings, strict=True):
+        n, plan = member.settings.accumulate, member.source.plan(0)
+        steps = [plan[at : at + n] for at in range(0, len(plan), n)]
+        rows = max(sum(len(key) for key in keys) for keys in steps)
+        tokens = max(sum(member.source.tokens(key) for key in keys) for keys in steps)
+        # A little more, for the next epochs' batches.
+        columns = int(tokens * 1.02) + rows * reading.prompt + 1
+        longest = int(member.source.encoded.lengths.max()) + reading.prompt  # type: ignore[attr-defined]
+        sample = [place_rows([member.source.flat(key) for key in keys], reading) for keys in steps[:8]]  # type: ignore[attr-defined]
+        found = found.grown(Shape(rows, columns, max(len(one.places) for one in sample), longest))
+    return _rounded(found)
+
+
+def _rounded(shape: Shape) -> Shape:
+    columns, places = (-(-size // _GRAIN) * _GRAIN for size in (shape.columns, shape.places))
+    return shape._replace(columns=columns, places=places if shape.places > shape.rows else shape.rows)
