@@ -136,11 +136,13 @@ class BottleneckDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x: (B, T, D_in), the sublayer's input; y: (B, T, D). Returns (B, T, D)."""
-        dropout = self.method.dropout if self.training else 0.0
-        inner = x if self.method.parallel else y
+        method, dropout = self.method, self.method.dropout if self.training else 0.0
+        if not method.parallel and self.scale is None and method.scale == 1.0:
+            return ops.adapted(y, self.down, self.down_bias, self.up, self.up_bias, method.non_linearity, dropout)
+        inner = x if method.parallel else y
         change = ops.bottleneck(inner, self.down, self.down_bias, self.up, self.up_bias, self.activation, dropout)
         if self.scale is not None:
             change = change * ops.per_task(self.scale, change)
-        elif self.method.scale != 1.0:
-            change = change * float(self.method.scale)
+        elif method.scale != 1.0:
+            change = change * float(method.scale)
         return y + change

@@ -36,8 +36,7 @@ class NormDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x, y: (B, ..., D), the norm's input and output. Returns (B, ..., D)."""
-        y = y + ops.normalise(x, self.eps, centre=self.centre) * ops.per_task(self.gain, y)
-        return y if self.bias is None else y + ops.per_task(self.bias, y)
+        return ops.norm_change(x, y, self.gain, self.bias, self.eps, centre=self.centre)
 
 
 class BiasDelta(ProjectionDelta):

@@ -2,6 +2,7 @@
 
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.dropout import keyed_dropout
+from intarsia.ops.fast import adapted, norm_change
 from intarsia.ops.pieces import Pieces
 from intarsia.ops.reference import bottleneck, linear, low_rank, normalise, per_task
 from intarsia.ops.segments import segment_attention
@@ -9,10 +10,12 @@ from intarsia.ops.segments import segment_attention
 __all__ = [
     "ACTIVATIONS",
     "Pieces",
+    "adapted",
     "bottleneck",
     "keyed_dropout",
     "linear",
     "low_rank",
+    "norm_change",
     "normalise",
     "per_task",
     "segment_attention",

@@ -66,6 +66,12 @@ def per_task(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
 
 
+def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
+    """out[i] = y[i] + gain[n] normalise(x[i]) + bias[n].   x, y: (B, ..., D), gain: (N, D), bias: (N, D) or None -> (B, ..., D)."""
+    out = y + normalise(x, eps, centre=centre) * per_task(gain, y)
+    return out if bias is None else out + per_task(bias, y)
+
+
 def normalise(x: Tensor, eps: float, *, centre: bool) -> Tensor:
     """A LayerNorm (centre) or RMSNorm without gain and bias, over the last axis; statistics in fp32 as transformers does."""
     if centre:

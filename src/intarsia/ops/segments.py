@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intarsia.ops.choice import fused
+
 
 def segment_attention(
     query: Tensor,
@@ -30,7 +32,11 @@ def segment_attention(
     or M. longest: bounds on a segment's length. causal: a segment's last query sees all its keys, the one before all but the last,
     and so on. window: of keys up to a query's own place, that many; 0: all. Returns (L, H, D).
     """
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16):
+    if fused(query):
+        from intarsia.ops.kernels.segments import LONGEST, short_segments
+
+        if longest_k <= LONGEST or query.dtype == torch.float32:
+            return short_segments(query, key, value, starts_q, starts_k, causal, scale, window)[0]
         return _flash(query, key, value, starts_q, starts_k, longest_q, longest_k, causal, scale, window)
     return _reference(query, key, value, starts_q, starts_k, causal, scale, window)
 

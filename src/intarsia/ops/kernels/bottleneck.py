@@ -1,0 +1,204 @@
+"""A serial bottleneck adapter with its residual, y + U f(D y + b) + c, in one kernel each way, grouped by task.
+
+The inner activation (as many numbers a token as the bottleneck is wide) stays in registers, and y is read twice, the second time
+from the cache; in plain torch its three products and sums are five passes forward and about ten backward. The gradients of U
+and D are sums over all rows of a task, and left to the library's batched products.
+
+N tasks, T rows in all (T / N a task), W width of the states, M width of the bottleneck.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3, "tanh": 4}
+"""Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
+WIDEST = 128
+"""Bottleneck beyond which a program's registers are too few."""
+_TILE, _CHUNK = 64, 64
+
+
+@triton.jit
+def _tanh(x):
+    fade = tl.exp(-2 * tl.abs(x))
+    found = (1 - fade) / (1 + fade)
+    return tl.where(x < 0, -found, found)
+
+
+@triton.jit
+def _activate(z, KIND: tl.constexpr):
+    """f(z) and f'(z), fp32."""
+    if KIND == 0:
+        found, slope = tl.maximum(z, 0.0), tl.where(z > 0, 1.0, 0.0)
+    elif KIND == 1:
+        share = 0.5 * (1 + tl.erf(z * 0.7071067811865476))
+        found, slope = z * share, share + z * 0.3989422804014327 * tl.exp(-0.5 * z * z)
+    elif KIND == 2:
+        inner = 0.7978845608028654 * (z + 0.044715 * z * z * z)
+        bent = _tanh(inner)
+        found = 0.5 * z * (1 + bent)
+        slope = 0.5 * (1 + bent) + 0.5 * z * (1 - bent * bent) * 0.7978845608028654 * (1 + 3 * 0.044715 * z * z)
+    elif KIND == 3:
+        fade = tl.exp(-tl.abs(z))
+        share = tl.where(z < 0, fade, 1.0) / (1 + fade)
+        found, slope = z * share, share * (1 + z * (1 - share))
+    else:
+        found = _tanh(z)
+        slope = 1 - found * found
+    return found, slope
+
+
+@triton.jit
+def _product(rows_ptr, at, inside, weight_ptr, columns, known, width, along, across,
+             TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """(TILE, NARROW): rows times a narrow weight, whose [column, w] is at column * across + w * along; in chunks of the width."""
+    total = tl.zeros([TILE, NARROW], tl.float32)
+    for begin in range(0, width, CHUNK):
+        w = begin + tl.arange(0, CHUNK)
+        row = tl.load(
+            rows_ptr + at[:, None] * width + w[None, :], mask=inside[:, None] & (w < width)[None, :], other=0.0
+        )
+        where = weight_ptr + columns[None, :] * across + w[:, None] * along
+        weight = tl.load(where, mask=known[None, :] & (w < width)[:, None], other=0.0)
+        total += tl.dot(row, weight.to(row.dtype), input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_ptr, z_ptr, rows, width, narrow,
+             down_task, up_task, bias_task, up_bias_task,
+             KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    tile, task = tl.program_id(0), tl.program_id(1)
+    index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
+    inside, known = index < rows, columns < narrow
+    at = (task * rows + index).to(tl.int64)
+    z = _product(
+        y_ptr, at, inside, down_ptr + task * down_task, columns, known, width, 1, width, TILE, CHUNK, NARROW, PRECISION
+    )  # fmt: skip
+    z += tl.load(down_bias_ptr + task * bias_task + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+    both = inside[:, None] & known[None, :]
+    tl.store(z_ptr + at[:, None] * narrow + columns[None, :], z.to(z_ptr.dtype.element_ty), mask=both)
+    inner, _ = _activate(z.to(z_ptr.dtype.element_ty).to(tl.float32), KIND)
+    inner = tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
+    for begin in range(0, width, CHUNK):
+        w = begin + tl.arange(0, CHUNK)
+        there = inside[:, None] & (w < width)[None, :]
+        up = tl.load(
+            up_ptr + task * up_task + w[None, :] * narrow + columns[:, None], mask=known[:, None] & (w < width)[None, :], other=0.0
+        )  # fmt: skip
+        out = tl.dot(inner, up.to(inner.dtype), input_precision=PRECISION)
+        out += tl.load(up_bias_ptr + task * up_bias_task + w, mask=w < width, other=0.0).to(tl.float32)[None, :]
+        out += tl.load(y_ptr + at[:, None] * width + w[None, :], mask=there, other=0.0).to(tl.float32)
+        tl.store(out_ptr + at[:, None] * width + w[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, dc_ptr, rows, tiles, width, narrow,
+              down_task, up_task,
+              KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
+              PRECISION: tl.constexpr):  # fmt: skip
+    tile, task = tl.program_id(0), tl.program_id(1)
+    index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
+    inside, known = index < rows, columns < narrow
+    at = (task * rows + index).to(tl.int64)
+    both = inside[:, None] & known[None, :]
+    slots = at[:, None] * narrow + columns[None, :]
+    inner, slope = _activate(tl.load(z_ptr + slots, mask=both, other=0.0).to(tl.float32), KIND)
+    tl.store(inner_ptr + slots, inner.to(inner_ptr.dtype.element_ty), mask=both)
+    dz = slope * _product(
+        grad_ptr, at, inside, up_ptr + task * up_task, columns, known, width, narrow, 1, TILE, CHUNK, NARROW, PRECISION
+    )  # fmt: skip
+    dz = tl.where(both, dz, 0.0).to(dz_ptr.dtype.element_ty)
+    tl.store(dz_ptr + slots, dz, mask=both)
+    for begin in range(0, width, CHUNK):
+        w = begin + tl.arange(0, CHUNK)
+        there = inside[:, None] & (w < width)[None, :]
+        grad = tl.load(grad_ptr + at[:, None] * width + w[None, :], mask=there, other=0.0).to(tl.float32)
+        down = tl.load(
+            down_ptr + task * down_task + columns[:, None] * width + w[None, :],
+            mask=known[:, None] & (w < width)[None, :], other=0.0,
+        )  # fmt: skip
+        dy = grad + tl.dot(dz, down.to(dz.dtype), input_precision=PRECISION)
+        tl.store(dy_ptr + at[:, None] * width + w[None, :], dy.to(dy_ptr.dtype.element_ty), mask=there)
+        tl.store(dc_ptr + (task * tiles + tile) * width + w, tl.sum(grad, 0), mask=w < width)
+
+
+def _options(y: Tensor, narrow: int, kind: int) -> dict:
+    return {
+        "KIND": kind,
+        "TILE": _TILE,
+        "CHUNK": _CHUNK,
+        "NARROW": max(16, triton.next_power_of_2(narrow)),
+        "PRECISION": "ieee" if y.dtype == torch.float32 else "tf32",
+        "num_warps": 4,
+    }
+
+
+def _dense(weight: Tensor) -> Tensor:
+    """The tasks may lie apart (rows of a flat tensor); each one's own matrix is dense."""
+    return weight if weight[0].is_contiguous() else weight.contiguous()
+
+
+@torch.library.custom_op("intarsia::bottleneck", mutates_args=())
+def bottleneck(
+    y: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, kind: int
+) -> tuple[Tensor, Tensor]:
+    """y + U f(D y + b) + c, and D y + b, (T, M). y: contiguous, (..., W); down: (N, M, W), up: (N, W, M), and their biases."""
+    tasks, narrow, width = down.shape
+    count = y.numel() // width
+    rows, out = count // tasks, torch.empty_like(y)
+    z = torch.empty(count, narrow, dtype=y.dtype, device=y.device)
+    down, up = _dense(down), _dense(up)
+    _forward[(-(-rows // _TILE), tasks)](
+        y, down, down_bias, up, up_bias, out, z, rows, width, narrow,
+        down.stride(0), up.stride(0), down_bias.stride(0), up_bias.stride(0), **_options(y, narrow, kind),
+    )  # fmt: skip
+    return out, z
+
+
+@bottleneck.register_fake
+def _(y, down, down_bias, up, up_bias, kind):
+    return torch.empty_like(y), y.new_empty(y.numel() // down.shape[2], down.shape[1])
+
+
+@torch.library.custom_op("intarsia::bottleneck_backward", mutates_args=())
+def _bottleneck_backward(
+    grad: Tensor, down: Tensor, up: Tensor, z: Tensor, kind: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """dy, D y + b's gradient (T, M), f(D y + b) (T, M), and dc, (N, W)."""
+    tasks, narrow, width = down.shape
+    rows = len(z) // tasks
+    tiles, grad = -(-rows // _TILE), grad.contiguous()
+    dy, dz, inner = torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z)
+    sums = torch.empty(tasks, tiles, width, dtype=torch.float32, device=z.device)
+    down, up = _dense(down), _dense(up)
+    _backward[(tiles, tasks)](
+        grad, down, up, z, dy, dz, inner, sums, rows, tiles, width, narrow,
+        down.stride(0), up.stride(0), **_options(grad, narrow, kind),
+    )  # fmt: skip
+    return dy, dz, inner, sums.sum(1).to(up.dtype)
+
+
+@_bottleneck_backward.register_fake
+def _(grad, down, up, z, kind):
+    return torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z), up.new_empty(up.shape[0], up.shape[1])
+
+
+def _keep(ctx, inputs, output) -> None:
+    y, down, _, up, _, ctx.kind = inputs
+    ctx.save_for_backward(y, down, up, output[1])
+
+
+def _derive(ctx, grad, _z):
+    y, down, up, z = ctx.saved_tensors
+    tasks, narrow, width = down.shape
+    dy, dz, inner, dc = _bottleneck_backward(grad, down, up, z, ctx.kind)
+    dz, inner = dz.view(tasks, -1, narrow), inner.view(tasks, -1, narrow)
+    ddown = (dz.mT @ y.reshape(tasks, -1, width)).to(down.dtype)
+    dup = (grad.reshape(tasks, -1, width).mT @ inner).to(up.dtype)
+    return dy, ddown, dz.sum(1).to(down.dtype), dup, dc, None
+
+
+torch.library.register_autograd("intarsia::bottleneck", _derive, setup_context=_keep)

@@ -1,0 +1,126 @@
+"""The change of a trained norm, y + g n(x) + c, in one pass over memory each way.
+
+In plain torch it is five passes forward and about nine backward over tensors as large as the states; a row of numbers is small
+enough to stay in a program's registers.
+
+N tasks, T rows in all (T / N a task), D width.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_ROWS = 32
+"""Rows of a program in the backward pass, whose sums of gradients it keeps."""
+
+
+@triton.jit
+def _normal(x, columns, width, eps, CENTRE: tl.constexpr):
+    """n(x) and the factor of its derivative, of one row."""
+    x = x.to(tl.float32)
+    if CENTRE:
+        x = tl.where(columns < width, x - tl.sum(x, 0) / width, 0.0)
+    scale = tl.rsqrt(tl.sum(x * x, 0) / width + eps)
+    return x * scale, scale
+
+
+@triton.jit
+def _forward(x_ptr, y_ptr, gain_ptr, bias_ptr, out_ptr, rows, width, gain_task, bias_task, eps,
+             CENTRE: tl.constexpr, BIAS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.arange(0, WIDTH)
+    inside, task = columns < width, row // rows
+    x = tl.load(x_ptr + row * width + columns, mask=inside, other=0.0)
+    y = tl.load(y_ptr + row * width + columns, mask=inside, other=0.0)
+    gain = tl.load(gain_ptr + task * gain_task + columns, mask=inside, other=0.0).to(tl.float32)
+    normal, _ = _normal(x, columns, width, eps, CENTRE)
+    out = y.to(tl.float32) + normal * gain
+    if BIAS:
+        out += tl.load(bias_ptr + task * bias_task + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * width + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _backward(x_ptr, grad_ptr, gain_ptr, dx_ptr, sums_ptr, rows, parts, width, gain_task, eps,
+              CENTRE: tl.constexpr, BIAS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+    part, task = tl.program_id(0), tl.program_id(1)
+    columns = tl.arange(0, WIDTH)
+    inside = columns < width
+    gain = tl.load(gain_ptr + task * gain_task + columns, mask=inside, other=0.0).to(tl.float32)
+    dgain, dbias = tl.zeros([WIDTH], tl.float32), tl.zeros([WIDTH], tl.float32)
+    for index in range(part * ROWS, min((part + 1) * ROWS, rows)):
+        at = (task * rows + index).to(tl.int64) * width + columns
+        x = tl.load(x_ptr + at, mask=inside, other=0.0)
+        grad = tl.load(grad_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        normal, scale = _normal(x, columns, width, eps, CENTRE)
+        dgain += grad * normal
+        dbias += grad
+        own = grad * gain
+        dx = own - normal * (tl.sum(own * normal, 0) / width)
+        if CENTRE:
+            dx -= tl.sum(own, 0) / width
+        tl.store(dx_ptr + at, (dx * scale).to(dx_ptr.dtype.element_ty), mask=inside)
+    where = (task * parts + part) * width + columns
+    tl.store(sums_ptr + where, dgain, mask=inside)
+    if BIAS:
+        tl.store(sums_ptr + tl.num_programs(1) * parts * width + where, dbias, mask=inside)
+
+
+def _options(width: int) -> dict:
+    return {"WIDTH": triton.next_power_of_2(width), "num_warps": 4 if width <= 2048 else 8}
+
+
+@torch.library.custom_op("intarsia::norm_change", mutates_args=())
+def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, centre: bool) -> Tensor:
+    """As `ops.norm_change`; x and y are contiguous, gain and bias (N, D), each task's dense."""
+    width, out = x.shape[-1], torch.empty_like(y)
+    count = x.numel() // width
+    shift = gain if bias is None else bias
+    _forward[(count,)](
+        x, y, gain, shift, out, count // len(gain), width, gain.stride(0), shift.stride(0), eps,
+        CENTRE=centre, BIAS=bias is not None, **_options(width),
+    )  # fmt: skip
+    return out
+
+
+@norm_change.register_fake
+def _(x, y, gain, bias, eps, centre):
+    return torch.empty_like(y)
+
+
+@torch.library.custom_op("intarsia::norm_change_backward", mutates_args=())
+def _norm_change_backward(
+    grad: Tensor, x: Tensor, gain: Tensor, has_bias: bool, eps: float, centre: bool
+) -> tuple[Tensor, Tensor]:
+    """dx, and the gradients of gain and bias one behind the other, (1 or 2, N, D)."""
+    width, tasks = x.shape[-1], len(gain)
+    rows = x.numel() // width // tasks
+    parts = -(-rows // _ROWS)
+    dx = torch.empty_like(x)
+    sums = torch.empty(1 + has_bias, tasks, parts, width, dtype=torch.float32, device=x.device)
+    _backward[(parts, tasks)](
+        x, grad.contiguous(), gain, dx, sums, rows, parts, width, gain.stride(0), eps,
+        CENTRE=centre, BIAS=has_bias, ROWS=_ROWS, **_options(width),
+    )  # fmt: skip
+    return dx, sums.sum(2).to(gain.dtype)
+
+
+@_norm_change_backward.register_fake
+def _(grad, x, gain, has_bias, eps, centre):
+    return torch.empty_like(x), gain.new_empty(1 + has_bias, *gain.shape)
+
+
+def _keep(ctx, inputs, output) -> None:
+    x, _, gain, bias, ctx.eps, ctx.centre = inputs
+    ctx.has_bias = bias is not None
+    ctx.save_for_backward(x, gain)
+
+
+def _derive(ctx, grad):
+    x, gain = ctx.saved_tensors
+    dx, sums = _norm_change_backward(grad, x, gain, ctx.has_bias, ctx.eps, ctx.centre)
+    return dx, grad, sums[0], sums[1] if ctx.has_bias else None, None, None
+
+
+torch.library.register_autograd("intarsia::norm_change", _derive, setup_context=_keep)

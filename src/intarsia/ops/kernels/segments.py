@@ -1,0 +1,232 @@
+"""Attention within short segments: one program for each segment and key-value head, forward and backward.
+
+Kernels for long sequences split the keys of a sequence among programs, in blocks of 128, and add up the queries' gradients with
+atomics. Rows of about 50 tokens fill a sixth of such a block. Here a program has a whole segment, in tiles of 64: no atomics, so
+the same bits each time, and every number is read from memory once (again from the cache for the queries' gradients).
+
+G segments, L queries, M keys, H heads, H_kv key-value heads, D width of a head.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LONGEST = 256
+"""Keys of a segment beyond which kernels for long sequences are the better ones."""
+_TILE = 64
+
+
+@triton.jit
+def _tile(base, first, rows, stride, count, width, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """(TILE, WIDTH) numbers of rows `first + rows`, zeros beyond `count` rows and `width` columns."""
+    index, columns = rows + tl.arange(0, TILE), tl.arange(0, WIDTH)
+    inside = (index < count)[:, None] & (columns < width)[None, :]
+    return tl.load(base + (first + index).to(tl.int64)[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _put(base, first, rows, stride, count, width, values, WIDTH: tl.constexpr, TILE: tl.constexpr):
+    """The inverse of `_tile`."""
+    index, columns = rows + tl.arange(0, TILE), tl.arange(0, WIDTH)
+    inside = (index < count)[:, None] & (columns < width)[None, :]
+    where = base + (first + index).to(tl.int64)[:, None] * stride + columns[None, :]
+    tl.store(where, values.to(base.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _seen(q_at, k_at, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr):
+    """(TILE, TILE): which keys each query sees; places are counted from the segment's end, where keys and queries meet."""
+    behind_q = queries - 1 - (q_at + tl.arange(0, TILE))[:, None]
+    behind_k = keys - 1 - (k_at + tl.arange(0, TILE))[None, :]
+    seen = (behind_k >= 0) & (behind_q >= 0)
+    if CAUSAL:
+        seen = seen & (behind_k >= behind_q)
+    if WINDOW > 0:
+        seen = seen & (behind_k < behind_q + WINDOW)
+    return seen
+
+
+@triton.jit
+def _forward(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, starts_q, starts_k,
+    q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
+    scale, heads, groups, width,
+    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    segment, head = tl.program_id(0), tl.program_id(1)
+    q_first, k_first = tl.load(starts_q + segment), tl.load(starts_k + segment)
+    queries, keys = tl.load(starts_q + segment + 1) - q_first, tl.load(starts_k + segment + 1) - k_first
+    q_ptr += head * q_head
+    k_ptr += head // groups * k_head
+    v_ptr += head // groups * v_head
+    for q_at in range(0, queries, TILE):
+        q = _tile(q_ptr, q_first, q_at, q_row, queries, width, WIDTH, TILE)
+        top = tl.full([TILE], -1e30, tl.float32)
+        total = tl.zeros([TILE], tl.float32)
+        mixed = tl.zeros([TILE, WIDTH], tl.float32)
+        for k_at in range(0, keys, TILE):
+            k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
+            v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            scores = tl.where(_seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, TILE), scores, -1e30)
+            higher = tl.maximum(top, tl.max(scores, 1))
+            shares = tl.exp2(scores - higher[:, None])
+            fade = tl.exp2(top - higher)
+            total = total * fade + tl.sum(shares, 1)
+            mixed = mixed * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision=PRECISION)
+            top = higher
+        _put(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, mixed / total[:, None], WIDTH, TILE)
+        index = q_at + tl.arange(0, TILE)
+        tl.store(lse_ptr + (q_first + index).to(tl.int64) * heads + head, top + tl.log2(total), mask=index < queries)
+
+
+@triton.jit
+def _shares(
+    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale,
+    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """(TILE, TILE) attention of a tile of queries to a tile of keys, once more."""
+    index = q_at + tl.arange(0, TILE)
+    lse = tl.load(lse_ptr + (q_first + index).to(tl.int64) * heads + head, mask=index < queries, other=0.0)
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    seen = _seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, TILE)
+    return tl.where(seen, tl.exp2(tl.where(seen, scores - lse[:, None], 0.0)), 0.0)
+
+
+@triton.jit
+def _backward(
+    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, grad_ptr, dq_ptr, dk_ptr, dv_ptr, starts_q, starts_k,
+    q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head, grad_row, grad_head,
+    dq_row, dq_head, dk_row, dk_head,
+    scale, natural, heads, groups, width,
+    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    segment, group = tl.program_id(0), tl.program_id(1)
+    q_first, k_first = tl.load(starts_q + segment), tl.load(starts_k + segment)
+    queries, keys = tl.load(starts_q + segment + 1) - q_first, tl.load(starts_k + segment + 1) - k_first
+    k_ptr += group * k_head
+    v_ptr += group * v_head
+    for k_at in range(0, keys, TILE):
+        k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
+        v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
+        dk = tl.zeros([TILE, WIDTH], tl.float32)
+        dv = tl.zeros([TILE, WIDTH], tl.float32)
+        for head in range(group * groups, (group + 1) * groups):
+            for q_at in range(0, queries, TILE):
+                q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
+                out = _tile(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, WIDTH, TILE)
+                grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
+                p = _shares(
+                    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
+                )  # fmt: skip
+                delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+                dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
+                ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * natural
+                dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
+        _put(dk_ptr + group * dk_head, k_first, k_at, dk_row, keys, width, dk, WIDTH, TILE)
+        _put(dv_ptr + group * dk_head, k_first, k_at, dk_row, keys, width, dv, WIDTH, TILE)
+    for head in range(group * groups, (group + 1) * groups):
+        for q_at in range(0, queries, TILE):
+            q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
+            out = _tile(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, WIDTH, TILE)
+            grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
+            delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+            dq = tl.zeros([TILE, WIDTH], tl.float32)
+            for k_at in range(0, keys, TILE):
+                k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
+                v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
+                p = _shares(
+                    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
+                )  # fmt: skip
+                ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * natural
+                dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+            _put(dq_ptr + head * dq_head, q_first, q_at, dq_row, queries, width, dq, WIDTH, TILE)
+
+
+_LOG2E = 1.4426950408889634
+
+
+def _constants(query: Tensor, causal: bool, window: int) -> dict:
+    return {
+        "WIDTH": max(16, triton.next_power_of_2(query.shape[2])),
+        "CAUSAL": causal,
+        "WINDOW": window,
+        "TILE": _TILE,
+        # fp32 in full: TF32 keeps three digits.
+        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
+        "num_warps": 4,
+    }
+
+
+def _rows_first(*tensors: Tensor) -> list[Tensor]:
+    """(L, H, D) tensors whose last axis is dense."""
+    return [x if x.stride(2) == 1 else x.contiguous() for x in tensors]
+
+
+@torch.library.custom_op("intarsia::short_segments", mutates_args=())
+def short_segments(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts_q: Tensor,
+    starts_k: Tensor,
+    causal: bool,
+    scale: float,
+    window: int,
+) -> tuple[Tensor, Tensor]:
+    """As `ops.segment_attention`; also the log2-sum-exp2 of each query's scores, (L, H) fp32."""
+    q, k, v = _rows_first(query, key, value)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    heads, groups = q.shape[1], q.shape[1] // k.shape[1]
+    _forward[(len(starts_q) - 1, heads)](
+        q, k, v, out, lse, starts_q, starts_k,
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
+        scale * _LOG2E, heads, groups, q.shape[2], **_constants(q, causal, window),
+    )  # fmt: skip
+    return out, lse
+
+
+@short_segments.register_fake
+def _(query, key, value, starts_q, starts_k, causal, scale, window):
+    return query.new_empty(query.shape), query.new_empty(query.shape[:2], dtype=torch.float32)
+
+
+@torch.library.custom_op("intarsia::short_segments_backward", mutates_args=())
+def _short_segments_backward(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, starts_q: Tensor, starts_k: Tensor,
+    causal: bool, scale: float, window: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    g, q, k, v = _rows_first(grad, query, key, value)
+    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    heads, groups = q.shape[1], q.shape[1] // k.shape[1]
+    _backward[(len(starts_q) - 1, k.shape[1])](
+        q, k, v, out, lse, g, dq, dk, dv, starts_q, starts_k,
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
+        g.stride(0), g.stride(1), dq.stride(0), dq.stride(1), dk.stride(0), dk.stride(1),
+        scale * _LOG2E, scale, heads, groups, q.shape[2], **_constants(q, causal, window),
+    )  # fmt: skip
+    return dq, dk, dv
+
+
+@_short_segments_backward.register_fake
+def _(grad, query, key, value, out, lse, starts_q, starts_k, causal, scale, window):
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def _keep(ctx, inputs, output) -> None:
+    query, key, value, starts_q, starts_k, ctx.causal, ctx.scale, ctx.window = inputs
+    ctx.save_for_backward(query, key, value, *output, starts_q, starts_k)
+
+
+def _derive(ctx, grad, _lse):
+    query, key, value, out, lse, starts_q, starts_k = ctx.saved_tensors
+    found = _short_segments_backward(
+        grad, query, key, value, out, lse, starts_q, starts_k, ctx.causal, ctx.scale, ctx.window
+    )
+    return *found, None, None, None, None, None
+
+
+torch.library.register_autograd("intarsia::short_segments", _derive, setup_context=_keep)

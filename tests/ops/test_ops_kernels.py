@@ -1,0 +1,110 @@
+"""The Triton kernels against their definitions in float64: on a GPU where there is one, else through Triton's interpreter."""
+
+import numpy as np
+import pytest
+import torch
+
+from intarsia.ops import ACTIVATIONS, reference
+from intarsia.ops.segments import _reference
+
+pytest.importorskip("triton")
+
+from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KINDS
+from intarsia.ops.kernels.bottleneck import bottleneck
+from intarsia.ops.kernels.norms import norm_change
+from intarsia.ops.kernels.segments import short_segments
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [(torch.float32, 5e-6), *([(torch.bfloat16, 2e-2)] if DEVICE == "cuda" else [])]
+both = pytest.mark.parametrize(("dtype", "tol"), DTYPES, ids=[str(dtype) for dtype, _ in DTYPES])
+
+
+@pytest.fixture(autouse=True)
+def _poison():
+    """What a kernel leaves unwritten is nan: torch fills fresh memory so in its deterministic mode."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def numbers(*shape, dtype, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=g).to(DEVICE, dtype).requires_grad_()
+
+
+def check(made, inputs, expected, wide, tol):
+    """Output and gradients, each by its relative error as a whole."""
+    grad = torch.randn(made.shape, generator=torch.Generator().manual_seed(9)).to(made)
+    ours = (made, *torch.autograd.grad(made, inputs, grad))
+    theirs = (expected, *torch.autograd.grad(expected, wide, grad.double()))
+    for index, (own, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert own.isfinite().all(), f"tensor {index} has numbers that nobody wrote"
+        error = (own.double() - other).norm() / other.norm().clamp(min=1e-3)
+        assert error < tol, f"tensor {index} is off by {error:.1e}"
+
+
+def doubles(inputs):
+    return [x.detach().double().requires_grad_() for x in inputs]
+
+
+@both
+@pytest.mark.parametrize("lengths", [[5, 0, 70, 1, 64], [130, 3], [2]], ids=str)
+@pytest.mark.parametrize(("heads", "groups", "width"), [(2, 1, 64), (4, 2, 40), (2, 2, 16)])
+@pytest.mark.parametrize(("causal", "window", "prefix"), [(False, 0, 0), (True, 0, 7), (False, 0, 20), (True, 4, 0)])
+def test_attention_within_short_segments(lengths, heads, groups, width, causal, window, prefix, dtype, tol):
+    if (
+        DEVICE == "cpu"
+        and sum(lengths) > 100
+        and (heads, causal, prefix) not in ((2, False, 0), (4, True, 7), (2, True, 0))
+    ):
+        pytest.skip("the interpreter is slow; the other sizes cover this")
+    starts = [np.concatenate([[0], np.cumsum([n + more if n else 0 for n in lengths])]) for more in (0, prefix)]
+    starts_q, starts_k = (torch.tensor(x, dtype=torch.int32, device=DEVICE) for x in starts)
+    fused = numbers(sum(lengths), 3, heads, width, dtype=dtype)  # queries as a fused projection leaves them, not dense
+    key, value = (numbers(int(starts_k[-1]), heads // groups, width, dtype=dtype, seed=s) for s in (1, 2))
+    rest = starts_q, starts_k, causal, width**-0.5, window
+    made, _ = short_segments(fused[:, 1], key, value, *rest)
+    wide = doubles([fused, key, value])
+    expected = _reference(wide[0][:, 1], *wide[1:], *rest)
+    check(made, [fused, key, value], expected, wide, tol)
+
+
+@both
+@pytest.mark.parametrize(("tasks", "rows", "width"), [(1, 5, 64), (3, 40, 37), (2, 33, 96)])
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_change_of_a_norm(tasks, rows, width, centre, bias, dtype, tol):
+    x, y = (numbers(tasks, rows, width, dtype=dtype, seed=s) for s in (0, 1))
+    flat = numbers(tasks, 3 * width, dtype=dtype, seed=2)  # each task's numbers lie apart, as in a pack
+    inputs = [x, y, flat]
+    parts = [flat[:, :width], flat[:, width : 2 * width] if bias else None]
+    wide = doubles(inputs)
+    wide_parts = [wide[2][:, :width], wide[2][:, width : 2 * width] if bias else None]
+    expected = reference.norm_change(*wide[:2], *wide_parts, 1e-5, centre=centre)
+    check(norm_change(x, y, *parts, 1e-5, centre), inputs, expected, wide, tol)
+
+
+@both
+@pytest.mark.parametrize("activation", [name for name in KINDS if name not in ("swish", "gelu_pytorch_tanh")])
+@pytest.mark.parametrize(("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 70, 37, 5), (2, 130, 96, 48)])
+def test_the_bottleneck_with_its_residual(tasks, rows, width, narrow, activation, dtype, tol):
+    y = numbers(tasks, rows, width, dtype=dtype)
+    shapes = [(narrow, width), (narrow,), (width, narrow), (width,)]
+    flat = numbers(tasks, sum(int(np.prod(shape)) + 8 for shape in shapes), dtype=dtype, seed=1)
+
+    def parts(flat):
+        found, at = [], 0
+        for shape in shapes:
+            size = int(np.prod(shape))
+            found.append(flat[:, at : at + size].view(tasks, *shape) * width**-0.25)
+            at += size + 8
+        return found
+
+    made, _ = bottleneck(y, *parts(flat), KINDS[activation])
+    wide = doubles([y, flat])
+    expected = wide[0] + reference.bottleneck(wide[0], *parts(wide[1]), ACTIVATIONS[activation])
+    check(made, [y, flat], expected, wide, tol)
+
+
+def test_every_activation_that_the_kernel_knows_is_one_of_the_library():
+    assert set(KINDS) <= set(ACTIVATIONS)
