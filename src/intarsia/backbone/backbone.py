@@ -20,6 +20,7 @@ from intarsia.backbone.inspection import inspect_family
 from intarsia.backbone.loading import cast, choose_device, choose_dtype, from_pretrained, load_tokenizer, quantise
 from intarsia.backbone.locate import locate
 from intarsia.backbone.reading import Pretrained
+from intarsia.backbone.reuse import standing_in
 from intarsia.errors import BackboneError, ConfigError
 from intarsia.sites import Role, Site
 
@@ -189,10 +190,10 @@ class Backbone:
         sequence classifiers for T5 and BART do.
         """
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        if self.kind == "encoder":
-            return self.base(**self._with_positions(batch)).last_hidden_state
-        if self.kind == "decoder":
-            return self.base(**self._with_positions(batch), use_cache=False).last_hidden_state
+        if self.kind != "encoder-decoder":
+            cache = {} if self.kind == "encoder" else {"use_cache": False}
+            with standing_in(self, batch):
+                return self.base(**self._with_positions(batch), **cache).last_hidden_state
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
         start = torch.full_like(ids[:, :1], self.config.decoder_start_token_id)
@@ -225,10 +226,10 @@ class Backbone:
 
     def word_scores(self, batch: dict[str, Tensor]) -> Tensor:
         """The language model's scores, fp32, of the places that `only` names, (K, V)."""
-        if self.kind == "encoder":
-            return self.model(**self._with_positions(batch)).logits[0].float()
-        batch = self._with_positions(batch) if self.kind == "decoder" else batch
-        return self.model(**batch, use_cache=False).logits[0].float()
+        cache = {} if self.kind == "encoder" else {"use_cache": False}
+        with standing_in(self, batch):
+            batch = batch if self.kind == "encoder-decoder" else self._with_positions(batch)
+            return self.model(**batch, **cache).logits[0].float()
 
     @contextmanager
     def only(self, places: Tensor) -> Iterator[None]:

@@ -1,17 +1,15 @@
 """Whether a kernel of our own computes on these numbers."""
 
-from functools import cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_TRITON = find_spec("triton") is not None
+"""Looked up once, and here: torch.compile cannot trace it."""
+
 
 def fused(x: Tensor) -> bool:
     """On a GPU where Triton is installed, in the dtypes that the kernels know."""
-    return x.is_cuda and x.dtype in (torch.bfloat16, torch.float16, torch.float32) and _triton()
-
-
-@cache
-def _triton() -> bool:
-    return find_spec("triton") is not None
+    return _TRITON and x.is_cuda and x.dtype in _DTYPES

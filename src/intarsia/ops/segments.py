@@ -4,7 +4,6 @@ G segments, L queries and M keys in all, H heads, H_kv key-value heads, D width 
 """
 
 import inspect
-from functools import cache
 from typing import Any
 
 import torch
@@ -57,20 +56,13 @@ def _flash(
 
     more: dict[str, Any] = {"scale": scale, "window_size": (window - 1 if window else -1, 0 if causal else -1)}
     if key.shape[1] != query.shape[1]:
-        if _knows_groups():
+        if "enable_gqa" in inspect.signature(varlen_attn).parameters:  # torch 2.12 and later
             more["enable_gqa"] = True
         else:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
     found = varlen_attn(query, key, value, starts_q, starts_k, longest_q, longest_k, **more)
     assert isinstance(found, Tensor)
     return found
-
-
-@cache
-def _knows_groups() -> bool:
-    from torch.nn.attention.varlen import varlen_attn
-
-    return "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.12 and later
 
 
 def _reference(

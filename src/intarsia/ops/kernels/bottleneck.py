@@ -16,7 +16,8 @@ ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "sil
 """Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
 WIDEST = 128
 """Bottleneck beyond which a program's registers are too few."""
-_TILE, _CHUNK = 64, 64
+_PROGRAMS = 256
+"""About how many a GPU keeps busy; few rows are cut into smaller tiles."""
 
 
 @triton.jit
@@ -125,11 +126,14 @@ def _backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, dc_p
         tl.store(dc_ptr + (task * tiles + tile) * width + w, tl.sum(grad, 0), mask=w < width)
 
 
+def _tile(count: int) -> int:
+    return max(16, min(64, triton.next_power_of_2(count // _PROGRAMS)))
+
+
 def _options(y: Tensor, narrow: int, kind: int) -> dict:
     return {
         "KIND": kind,
-        "TILE": _TILE,
-        "CHUNK": _CHUNK,
+        "CHUNK": 64 if y.dtype == torch.float32 else 128,
         "NARROW": max(16, triton.next_power_of_2(narrow)),
         "PRECISION": "ieee" if y.dtype == torch.float32 else "tf32",
         "num_warps": 4,
@@ -150,10 +154,10 @@ def bottleneck(
     count = y.numel() // width
     rows, out = count // tasks, torch.empty_like(y)
     z = torch.empty(count, narrow, dtype=y.dtype, device=y.device)
-    down, up = _dense(down), _dense(up)
-    _forward[(-(-rows // _TILE), tasks)](
+    down, up, tile = _dense(down), _dense(up), _tile(count)
+    _forward[(-(-rows // tile), tasks)](
         y, down, down_bias, up, up_bias, out, z, rows, width, narrow,
-        down.stride(0), up.stride(0), down_bias.stride(0), up_bias.stride(0), **_options(y, narrow, kind),
+        down.stride(0), up.stride(0), down_bias.stride(0), up_bias.stride(0), TILE=tile, **_options(y, narrow, kind),
     )  # fmt: skip
     return out, z
 
@@ -170,13 +174,14 @@ def _bottleneck_backward(
     """dy, D y + b's gradient (T, M), f(D y + b) (T, M), and dc, (N, W)."""
     tasks, narrow, width = down.shape
     rows = len(z) // tasks
-    tiles, grad = -(-rows // _TILE), grad.contiguous()
+    tile = _tile(len(z))
+    tiles, grad = -(-rows // tile), grad.contiguous()
     dy, dz, inner = torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z)
     sums = torch.empty(tasks, tiles, width, dtype=torch.float32, device=z.device)
     down, up = _dense(down), _dense(up)
     _backward[(tiles, tasks)](
         grad, down, up, z, dy, dz, inner, sums, rows, tiles, width, narrow,
-        down.stride(0), up.stride(0), **_options(grad, narrow, kind),
+        down.stride(0), up.stride(0), TILE=tile, **_options(grad, narrow, kind),
     )  # fmt: skip
     return dy, dz, inner, sums.sum(1).to(up.dtype)
 

@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_ROWS = 32
-"""Rows of a program in the backward pass, whose sums of gradients it keeps."""
+_PROGRAMS = 2048
+"""About how many share the rows in the backward pass: each keeps the sums of its rows, and hides the others' waits for memory."""
 
 
 @triton.jit
@@ -96,12 +96,13 @@ def _norm_change_backward(
     """dx, and the gradients of gain and bias one behind the other, (1 or 2, N, D)."""
     width, tasks = x.shape[-1], len(gain)
     rows = x.numel() // width // tasks
-    parts = -(-rows // _ROWS)
+    own = max(4, min(32, triton.next_power_of_2(rows * tasks // _PROGRAMS)))
+    parts = -(-rows // own)
     dx = torch.empty_like(x)
     sums = torch.empty(1 + has_bias, tasks, parts, width, dtype=torch.float32, device=x.device)
     _backward[(parts, tasks)](
         x, grad.contiguous(), gain, dx, sums, rows, parts, width, gain.stride(0), eps,
-        CENTRE=centre, BIAS=has_bias, ROWS=_ROWS, **_options(width),
+        CENTRE=centre, BIAS=has_bias, ROWS=own, **_options(width),
     )  # fmt: skip
     return dx, sums.sum(2).to(gain.dtype)
 

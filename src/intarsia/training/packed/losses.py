@@ -52,10 +52,7 @@ def losses(backbone: Backbone, tasks: Sequence[tuple[Task, int]], layout: Layout
     if "types" in here:
         batch["token_type_ids"] = here["types"]
     generates = layout.readings[0].head.kind == "generation"
-    if generates:
-        read = backbone.word_scores(batch).view(*here["places"].shape, -1)
-    else:
-        read = backbone.features(batch)
+    read = backbone.word_scores(batch).view(*here["places"].shape, -1) if generates else backbone.features(batch)
     found, at = [], 0
     for task, count in tasks:
         span, at = slice(at, at + count), at + count

@@ -96,7 +96,16 @@ class PackedStepper:
             self.readings, shape, pad=pad, types=self.types, device=self.device, dtype=self.stacks[0].master.dtype
         )
         self.seen = torch.zeros(len(self._members), 2, device=self.device)
-        if self.device.type == "cuda":
+        if self.device.type != "cuda":
+            return
+        from torch._dynamo.exc import TorchDynamoException  # slow to import, and for GPUs alone
+
+        try:
+            self._capture()
+        except TorchDynamoException:
+            if self._losses == self._eager:
+                raise
+            self._losses = self._eager  # A model that it cannot trace trains well without.
             self._capture()
 
     def _capture(self) -> None:
@@ -123,7 +132,7 @@ class PackedStepper:
             yield
 
     def _compiled(self) -> Callable[[], Tensor]:
-        return torch.compile(self._eager, dynamic=False)
+        return torch.compile(self._eager, dynamic=False, fullgraph=True)
 
     def _eager(self) -> Tensor:
         return losses(self.bank.backbone, self.tasks, self.layout)
