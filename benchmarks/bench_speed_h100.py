@@ -11,6 +11,8 @@ pairs (mean 53, sd 12.7, 19 to 103 tokens). Tokens are real ones: padding and un
     floor:SHAPE:TOKENS:PATH          the frozen trunk alone on packed rows: forward, and backward to the embeddings
     peft:SHAPE:METHOD:PATH           peft in a plain loop, bf16 autocast; PATH is shuffled, or by-length
     adapters:SHAPE:METHOD:PATH       the adapters library likewise (needs transformers 4.57)
+    kernel:NAME                      one of our kernels on the states of a pack of 8: microseconds, forward and backward, beside plain
+                                     torch (segments: beside torch's varlen_attn), and the floor: its bytes at the speed of a copy
 """
 
 import argparse
@@ -202,6 +204,77 @@ def floor(shape: str, tokens: str, path: str, seconds: float) -> dict[str, Any]:
     return timed(step, seconds)
 
 
+def kernel(name: str, seconds: float) -> dict[str, Any]:
+    """Each of `segments`, `norm`, `bottleneck`, in bf16, 8 tasks x 1,792 rows of 768."""
+    import torch
+    from triton.testing import do_bench
+
+    from intarsia import ops
+    from intarsia.ops import reference
+    from intarsia.ops.fast import adapted, norm_change
+
+    tasks, rows, width, narrow = 8, 1792, 768, 48
+    bf16 = {"device": "cuda", "dtype": torch.bfloat16}
+    states = tasks * rows * width * 2
+
+    def fresh(*shape: int) -> Any:
+        return torch.randn(*shape, **bf16).requires_grad_()
+
+    if name == "segments":
+        from torch.nn.attention.varlen import varlen_attn
+
+        sizes = lengths(2 * tasks * rows // 53, 0)
+        sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), tasks * rows))]
+        starts = torch.tensor(np.concatenate([[0], np.cumsum(sizes)]), dtype=torch.int32, device="cuda")
+        inputs = [fresh(int(sizes.sum()), 12, 64) for _ in range(3)]
+
+        def ours() -> Any:
+            return ops.segment_attention(*inputs, starts, starts, 103, 103, causal=False, scale=0.125)
+
+        def plain() -> Any:
+            return varlen_attn(*inputs, starts, starts, 103, 103, scale=0.125)
+
+        moved = (4 * states, 8 * states)
+    elif name == "norm":
+        inputs = [fresh(tasks, rows, width), fresh(tasks, rows, width), fresh(tasks, width), fresh(tasks, width)]
+
+        def ours() -> Any:
+            return norm_change(*inputs, 1e-12, centre=True)
+
+        def plain() -> Any:
+            return reference.norm_change(*inputs, 1e-12, centre=True)
+
+        moved = (3 * states, 3 * states)
+    else:
+        shapes = [(tasks, rows, width), (tasks, narrow, width), (tasks, narrow), (tasks, width, narrow), (tasks, width)]
+        inputs = [fresh(*shape) for shape in shapes]
+
+        def ours() -> Any:
+            return adapted(*inputs, "gelu_new")
+
+        def plain() -> Any:
+            return inputs[0] + reference.bottleneck(*inputs, ops.ACTIVATIONS["gelu_new"])
+
+        # Backward: the gradient in and out, and both once more for the products that are the weights' gradients.
+        moved = (2 * states, 4 * states)
+    copied = torch.empty(1 << 29, device="cuda", dtype=torch.uint8)
+    speed = 2 * copied.numel() / do_bench(lambda: copied.clone()) / 1e-3
+    found: dict[str, Any] = {"copy_tb_per_second": round(speed / 1e12, 2)}
+    for who, run in (("ours", ours), ("plain", plain)):
+        out = run()
+        grad = torch.randn_like(out)
+        times = (
+            do_bench(run),
+            do_bench(lambda out=out, grad=grad: torch.autograd.grad(out, inputs, grad, retain_graph=True)),
+        )
+        found |= {
+            f"{who}_{way}_us": round(time * 1e3, 1) for way, time in zip(("forward", "backward"), times, strict=True)
+        }
+    return found | {
+        f"floor_{w}_us": round(b / speed * 1e6, 1) for w, b in zip(("forward", "backward"), moved, strict=True)
+    }
+
+
 # -- the peers ---------------------------------------------------------------------------------------------------------
 
 
@@ -325,7 +398,7 @@ def measure(job: str, seconds: float, profile: Path | None) -> dict[str, Any]:
     who, *what = job.split(":")
     if who == "ours":
         return ours(*what, seconds, profile)  # type: ignore[arg-type]
-    return {"floor": floor, "peft": peft, "adapters": adapters}[who](*what, seconds)
+    return {"floor": floor, "peft": peft, "adapters": adapters, "kernel": kernel}[who](*what, seconds)
 
 
 def main() -> None:

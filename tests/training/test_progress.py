@@ -44,7 +44,7 @@ def test_plain_lines_are_few(tmp_path):
 
 def test_the_bar_shows_loss_metric_and_speed(tmp_path):
     stream = Terminal()
-    report = LiveReporter(stream)
+    report = open_reporter(stream)
     report.say("a line [with brackets] of a path")
     fit(*new(), TinySource(), validation(), settings(), tmp_path, report=report)
     report.stop()
