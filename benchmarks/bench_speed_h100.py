@@ -11,8 +11,8 @@ pairs (mean 53, sd 12.7, 19 to 103 tokens). Tokens are real ones: padding and un
     floor:SHAPE:TOKENS:PATH          the frozen trunk alone on packed rows: forward, and backward to the embeddings
     peft:SHAPE:METHOD:PATH           peft in a plain loop, bf16 autocast; PATH is shuffled, or by-length
     adapters:SHAPE:METHOD:PATH       the adapters library likewise (needs transformers 4.57)
-    kernel:NAME                      one of our kernels on the states of a pack of 8: microseconds, forward and backward, beside plain
-                                     torch (segments: beside torch's varlen_attn), and the floor: its bytes at the speed of a copy
+    kernel:NAME                      a kernel on the states of a pack of 8, microseconds, beside plain torch (segments: beside
+                                     torch's varlen_attn) and beside its floor: the bytes that it must move at a copy's speed
 """
 
 import argparse
