@@ -2,13 +2,14 @@
 
     python -m benchmarks.bench_speed_h100 --out speed.jsonl            # every job below, each in a process of its own
     python -m benchmarks.bench_speed_h100 --job ours:bert-base:adapter:8:compiled
-    python -m benchmarks.bench_speed_h100 report --runs speed.jsonl    # results/speed_h100.{json,md}
+    python -m benchmarks.speed_h100_report speed.jsonl --about machine.json    # results/speed_h100.{json,md}
 
 Backbones have the named shape and random weights (speed does not depend on the values). Rows have the lengths of MRPC's training
 pairs (mean 53, sd 12.7, 19 to 103 tokens). Tokens are real ones: padding and unused columns count for nothing.
 
-    ours:SHAPE:METHOD:MEMBERS:PATH   our stepper; PATH is plain (padded), graph, or compiled
-    floor:SHAPE:TOKENS:PATH          the frozen trunk alone on packed rows: forward, and backward to the embeddings
+    ours:SHAPE:METHOD:MEMBERS:PATH   our stepper; PATH is plain (padded) or graph (packed)
+    floor:SHAPE:TOKENS:PATH          the frozen trunk alone on packed rows, forward and backward to the embeddings; PATH is
+                                     graph, or compiled (and then a graph)
     peft:SHAPE:METHOD:PATH           peft in a plain loop, bf16 autocast; PATH is shuffled, or by-length
     adapters:SHAPE:METHOD:PATH       the adapters library likewise (needs transformers 4.57)
     kernel:NAME                      a kernel on the states of a pack of 8, microseconds, beside plain torch (segments: beside
@@ -49,10 +50,18 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ROWS = {"bert-base": 32, "gpt2-medium": 16, "llama-1b": 8, "tiny": 8}
 JOBS = [
-    *(f"ours:bert-base:{m}:1:{p}" for m in ("adapter", "lora", "prefix", "prompt") for p in ("graph", "compiled")),
-    *(f"ours:bert-base:adapter:{k}:compiled" for k in (8, 32)),
-    *(f"floor:bert-base:{tokens}:compiled" for tokens in (1728, 16384)),
-    *(f"peft:bert-base:{m}:{p}" for m in ("lora", "prefix", "prompt") for p in ("shuffled", "by-length")),
+    *(f"ours:bert-base:{m}:1:graph" for m in ("adapter", "lora", "prefix", "prompt")),
+    *(f"ours:bert-base:{m}:{k}:graph" for m, k in (("adapter", 8), ("adapter", 32), ("lora", 8))),
+    *(f"floor:bert-base:{tokens}:graph" for tokens in (1728, 16384)),
+    "floor:bert-base:16384:compiled",
+    *(f"peft:bert-base:{m}:by-length" for m in ("lora", "prefix", "prompt", "ptuning")),
+    *(f"adapters:bert-base:{m}:by-length" for m in ("adapter", "prefix")),
+    *(
+        f"{who}:{shape}:lora:{more}"
+        for shape in ("gpt2-medium", "llama-1b")
+        for who, more in (("ours", "1:graph"), ("peft", "by-length"))
+    ),
+    *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck")),
 ]
 
 
@@ -142,7 +151,7 @@ def ours(shape: str, method: str, members: str, path: str, seconds: float, profi
     steppers = (
         [PlainStepper(member) for member in opened]  # type: ignore[arg-type]
         if path == "plain"
-        else [PackedStepper(opened, compiled=path == "compiled")]  # type: ignore[arg-type]
+        else [PackedStepper(opened)]  # type: ignore[arg-type]
     )
 
     def step() -> int:
@@ -207,7 +216,7 @@ def floor(shape: str, tokens: str, path: str, seconds: float) -> dict[str, Any]:
 def kernel(name: str, seconds: float) -> dict[str, Any]:
     """Each of `segments`, `norm`, `bottleneck`, in bf16, 8 tasks x 1,792 rows of 768."""
     import torch
-    from triton.testing import do_bench
+    from triton.testing import do_bench, do_bench_cudagraph
 
     from intarsia import ops
     from intarsia.ops import reference
@@ -263,10 +272,12 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
     for who, run in (("ours", ours), ("plain", plain)):
         out = run()
         grad = torch.randn_like(out)
-        times = (
-            do_bench(run),
-            do_bench(lambda out=out, grad=grad: torch.autograd.grad(out, inputs, grad, retain_graph=True)),
-        )
+
+        def back(out: Any = out, grad: Any = grad) -> Any:
+            return torch.autograd.grad(out, inputs, grad, retain_graph=True)
+
+        # As graphs: a launch from Python takes longer than the kernel.
+        times = do_bench_cudagraph(run), do_bench_cudagraph(back)
         found |= {
             f"{who}_{way}_us": round(time * 1e3, 1) for way, time in zip(("forward", "backward"), times, strict=True)
         }
@@ -414,6 +425,8 @@ def main() -> None:
         found = measure(arguments.job, arguments.seconds, arguments.profile)
         print("RESULT " + json.dumps(found), flush=True)
         return
+    from intarsia.training.record import commit
+
     for job in arguments.jobs:
         command = [
             sys.executable,
@@ -431,7 +444,7 @@ def main() -> None:
             found = json.loads(line[7:]) if line else {"failed": (done.stderr.strip().splitlines() or ["?"])[-1][:300]}
         except subprocess.TimeoutExpired:
             found = {"failed": "took too long"}
-        row = {"job": job, **found}
+        row = {"job": job, **found, "commit": os.environ.get("INTARSIA_COMMIT") or commit()}
         print(f"{time.perf_counter() - begun:5.0f} s  {json.dumps(row)}", flush=True)
         if arguments.out:
             with arguments.out.open("a") as file:

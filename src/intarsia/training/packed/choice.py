@@ -90,21 +90,9 @@ def _alike(member: Member) -> tuple[object, ...]:
     return kind, step, round(mean).bit_length(), form
 
 
-_COMPILE_TOKENS = 100_000_000
-"""Tokens of training left, from which the minute that torch.compile takes is won back (it saves about a fifth of a pass)."""
-
-
-def _long(members: Sequence[Member]) -> bool:
-    left = 0.0
-    for member in members:
-        rows = member.settings.batch_size * member.settings.accumulate
-        left += (member.total - member.state.step) * rows * float(member.source.encoded.lengths.mean())  # type: ignore[attr-defined]
-    return left > _COMPILE_TOKENS
-
-
 def _together(members: Sequence[Member], say: Say) -> list[Stepper]:
     try:
-        return [PackedStepper(members, compiled=_long(members))]
+        return [PackedStepper(members)]
     except torch.OutOfMemoryError:
         pass
     except NotByRow:  # This backbone does not keep a site's rows apart (OPT): each form by itself.

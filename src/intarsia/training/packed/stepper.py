@@ -1,4 +1,7 @@
-"""Takes the steps of K members in one pass of the model; on a GPU as a CUDA graph."""
+"""Takes the steps of K members in one pass of the model; on a GPU as a CUDA graph.
+
+Not through torch.compile: a graph is ready in seconds, and torch 2.11 could not trace the hooks of a whole model when it was tried.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,7 @@ _GRAIN = 64
 class PackedStepper:
     """Members that `choice.packable` has found nothing against, and that `choice.assign` has grouped."""
 
-    def __init__(self, members: Sequence[Member], *, compiled: bool = False) -> None:
-        """compiled: through torch.compile, which costs a minute and pays for itself in long trainings (`choice`)."""
+    def __init__(self, members: Sequence[Member]) -> None:
         forms: dict[tuple[object, ...], list[Member]] = {}
         for member in members:
             forms.setdefault(form_of(member.task), []).append(member)
@@ -40,7 +42,6 @@ class PackedStepper:
         sources = [getattr(member.source, "encoded", None) for member in self._members]
         self.types = any(getattr(encoded, "type_ids", None) is not None for encoded in sources)
         self.leaves = [leaf for stack in self.stacks for leaf in stack.leaves.values()]
-        self._losses: Callable[[], Tensor] = self._compiled() if compiled else self._eager
         self._replay: Callable[[], None] | None = None
         self._make(_room(self._members, self.readings))
         for member in self._members:
@@ -96,16 +97,7 @@ class PackedStepper:
             self.readings, shape, pad=pad, types=self.types, device=self.device, dtype=self.stacks[0].master.dtype
         )
         self.seen = torch.zeros(len(self._members), 2, device=self.device)
-        if self.device.type != "cuda":
-            return
-        from torch._dynamo.exc import TorchDynamoException  # slow to import, and for GPUs alone
-
-        try:
-            self._capture()
-        except TorchDynamoException:
-            if self._losses == self._eager:
-                raise
-            self._losses = self._eager  # A model that it cannot trace trains well without.
+        if self.device.type == "cuda":
             self._capture()
 
     def _capture(self) -> None:
@@ -131,18 +123,12 @@ class PackedStepper:
         with packed(backbone, self.layout.segments), self.bank.under(self.route), reading:
             yield
 
-    def _compiled(self) -> Callable[[], Tensor]:
-        return torch.compile(self._eager, dynamic=False, fullgraph=True)
-
-    def _eager(self) -> Tensor:
-        return losses(self.bank.backbone, self.tasks, self.layout)
-
     def _gradients(self) -> tuple[Tensor, Sequence[Tensor | None]]:
         self.layout.settle()
         with torch.no_grad():
             for stack in self.stacks:
                 stack.lower()
-        each = self._losses()
+        each = losses(self.bank.backbone, self.tasks, self.layout)
         return each.detach(), torch.autograd.grad(each.sum(), self.leaves, allow_unused=True)
 
     def _pass(self) -> None:

@@ -1,0 +1,82 @@
+"""The page of bench_speed_h100, from what its --out files hold: results/speed_h100.{json,md}, and the runs beside them.
+
+python -m benchmarks.speed_h100_report speed.jsonl --about machine.json --notes notes.md
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from benchmarks.results import RESULTS, write_results
+
+TEXT = """
+Backbones of the named shapes with random weights; rows with the lengths of MRPC's training pairs (language models: about 80
+tokens, half of them targets); 32, 16 and 8 rows a step. Ours: the product's packed steps, a CUDA graph each. The peers: a plain
+loop with bf16 autocast, fused AdamW, and rows of like length in a batch. `x peer`: against the fastest peer of the same method
+and shape in this table. `of the floor`: against the frozen trunk alone (forward, and backward to the embeddings), packed, in a
+graph of 16,384 tokens with our own attention kernel; the faster of plain and compiled where both are there.
+
+{notes}
+"""
+
+
+def report(runs: list[Path], about: Path, notes: str) -> None:
+    """results/speed_h100.{json,md}, from what `--out` holds; about: the `machine()` of the measuring machine."""
+    found = {
+        row["job"]: row
+        for path in runs
+        for row in map(json.loads, path.read_text().splitlines())
+        if "failed" not in row
+    }
+    (RESULTS / "speed_h100.runs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found.values()))
+    floor = max(
+        (row["ktokens_per_second"] for job, row in found.items() if job.startswith("floor:bert-base:16384")),
+        default=None,
+    )
+    rows = []
+    for job, row in found.items():
+        who, shape, *what = job.split(":")
+        if who == "kernel":
+            continue
+        method = what[0] if who != "floor" else f"{int(what[0]):,} tokens"
+        peers = [
+            other["ktokens_per_second"]
+            for name, other in found.items()
+            if name.split(":")[0] in ("peft", "adapters") and name.split(":")[1:3] == [shape, method]
+        ]
+        members, speed = int(what[1]) if who == "ours" else 1, row["ktokens_per_second"]
+        rows.append(
+            {
+                "who": who,
+                "shape": shape,
+                "method": method,
+                "members": members,
+                "thousand tokens/s": speed,
+                "slowest": row["slowest"],
+                "fastest": row["fastest"],
+                "x peer": round(speed / max(peers), 1) if who == "ours" and peers else None,
+                "of the floor": round(speed / floor, 2) if who == "ours" and shape == "bert-base" and floor else None,
+                "peak GB": row.get("peak_gb"),
+                "measured at": row.get("commit"),
+            }
+        )
+    write_results(
+        "speed_h100",
+        "Training speed on one H100",
+        rows,
+        text=TEXT.format(notes=notes),
+        about=json.loads(about.read_text()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--about", type=Path, required=True, help="a json file with the measuring machine's facts")
+    parser.add_argument("--notes", type=Path, help="what the page says of the run")
+    arguments = parser.parse_args()
+    report(arguments.runs, arguments.about, arguments.notes.read_text() if arguments.notes else "")
+
+
+if __name__ == "__main__":
+    main()
