@@ -6,21 +6,22 @@
 
 `run` may be stopped and called again with the same --runs: what is there is not done again. encoder: every learning rate is tried
 with one seed, a variant's best on the validation split with a second one, and the best variant of a family runs with further
-seeds. text: every learning rate with one seed, the best with further seeds. The weights of the best validation epoch are scored
-on the test split.
+seeds; the weights of the best validation epoch are scored on the test split. text: every learning rate with one seed, the best on
+the validation split with two more; last weights. Such runs go through the model together (`intarsia.training.fit_pack`).
 """
 
 import argparse
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from intarsia.data import DataSpec
 from intarsia.errors import TrainingError
 from intarsia.methods import Method, PrefixTuning, PromptTuning, PTuning, PTuningV2
-from studies.pool import Job, Run, add_arguments, ranked, run_jobs
+from studies.pool import Job, Run, add_arguments, alone, ranked, run_jobs
 
 FILES = {
     "mrpc": {"train": "mrpc/train.tsv", "validation": "mrpc/dev.tsv", "test": "mrpc/test.tsv"},
@@ -31,7 +32,7 @@ TEXT = {"mrpc": ("sentence1", "sentence2"), "sst2": ("sentence",), "trec": ("que
 EPOCHS = {"mrpc": 10, "sst2": 4, "trec": 8}
 """Those of the figures of peft and of results/adapters_classification.md."""
 TEXT_EPOCHS = {"sst2": 2, "trec": 2}
-BATCH, LONGEST, LONGEST_OUTPUT = 32, 128, 4
+BATCH, LONGEST, LONGEST_OUTPUT, TEXT_TOGETHER = 32, 128, 4, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +93,25 @@ ENCODER: dict[str, Variant] = {
     "ptuning 20, mlp, quiet trunk, slow head, 2 x epochs": Variant(
         family="P-tuning", method=PTuning(), rates=(4e-3,), quiet=True, slow_head=True, passes=2
     ),
+    # And these after the runs of all that stands above.
+    "prefix 20, std 1, slow head, 2 x epochs": Variant(
+        family="prefix",
+        method=PrefixTuning(length=20, mid=None, init_std=1.0),
+        rates=(2e-2,),
+        slow_head=True,
+        passes=2,
+    ),
+    "prefix 20, text, offset, quiet trunk, slow head, 2 x epochs": Variant(
+        family="prefix",
+        method=PrefixTuning(length=20, mid=None, init="text", init_text=WORDS, position_offset=True),
+        rates=(1e-2,),
+        quiet=True,
+        slow_head=True,
+        passes=2,
+    ),
 }  # fmt: skip
 """Most telling first: that is the order in which they run."""
-TEXT_RATES = (3e-3, 1e-2, 5e-2)
+TEXT_RATES, TEXT_SEEDS = (1e-2, 5e-2), (0, 1, 2)
 TASK_WORDS = {"sst2": "Is the sentiment of this movie review positive or negative?",
               "trec": "What does this question ask for: abbreviation, description, entity, human, location or number?"}  # fmt: skip
 TEXT_VARIANTS: dict[str, tuple[int, str]] = {
@@ -123,7 +140,7 @@ def main() -> None:
     add_arguments(run)
     run.add_argument("--part", choices=list(BACKBONES), required=True)
     run.add_argument("--backbone", help="default: minilm for encoder, smollm2 for text, both as packages")
-    run.add_argument("--seeds", type=int, default=5, help="of the chosen learning rates")
+    run.add_argument("--seeds", type=int, default=5, help="of the chosen variants over the encoder")
     run.add_argument("--epochs", type=float, default=1.0, help="share of the full number of epochs, to try the script")
     run.add_argument("--rows", type=int, help="training rows at most, to try the script")
     run.set_defaults(call=start)
@@ -137,9 +154,9 @@ def main() -> None:
 def start(arguments: argparse.Namespace) -> None:
     arguments.backbone = arguments.backbone or BACKBONES[arguments.part]
     if arguments.part == "encoder":
-        run_jobs(arguments, lambda done: encoder_jobs(done, arguments.seeds), begin_encoder)
+        run_jobs(arguments, lambda done: alone(encoder_jobs(done, arguments.seeds)), begin_encoder)
     else:
-        run_jobs(arguments, lambda done: text_jobs(done, arguments.seeds), begin_text)
+        run_jobs(arguments, text_jobs, begin_text)
 
 
 def write_report(arguments: argparse.Namespace) -> None:
@@ -186,21 +203,22 @@ def family_best(done: list[Run], data: str, family: str) -> tuple[str, float] | 
     return max(found, key=lambda key: found[key])
 
 
-def text_jobs(done: list[Run], seeds: int) -> list[Job]:
-    """("text", data, variant, learning rate, seed): seed 0 of all rates, further seeds of the best."""
-    jobs: list[tuple[int, Job]] = []
-    for name in TEXT_VARIANTS:
-        for data in TEXT_EPOCHS:
-            what = ("text", data, name)
-            jobs += [(0, (*what, rate, 0)) for rate in TEXT_RATES]
-            if (rate := text_chosen(done, data, name)) is not None:
-                jobs += [(seed, (*what, rate, seed)) for seed in range(1, seeds)]
-    return [job for _, job in sorted(jobs, key=lambda pair: pair[0])]
+def text_jobs(done: list[Run]) -> list[tuple[Job, ...]]:
+    """("text", data, variant, learning rate, seed): the first seed of all short prompts together, and of the long ones; then the
+    further seeds of each one's best rate likewise."""
+    packs: list[tuple[Job, ...]] = []
+    for data in TEXT_EPOCHS:
+        for names in ([n for n, (length, _) in TEXT_VARIANTS.items() if length <= 20],
+                      [n for n, (length, _) in TEXT_VARIANTS.items() if length > 20]):  # fmt: skip
+            packs.append(tuple(("text", data, name, rate, TEXT_SEEDS[0]) for name in names for rate in TEXT_RATES))
+            best = [(name, rate) for name in names if (rate := text_chosen(done, data, name)) is not None]
+            packs.append(tuple(("text", data, name, rate, seed) for name, rate in best for seed in TEXT_SEEDS[1:]))
+    return packs
 
 
 def text_chosen(done: list[Run], data: str, name: str) -> float | None:
     """The learning rate of a variant on SmolLM2; None while the grid is unfinished."""
-    return next(iter(ranked(done, ("text", data, name), TEXT_RATES, (0,))), None)
+    return next(iter(ranked(done, ("text", data, name), TEXT_RATES, TEXT_SEEDS[:1])), None)
 
 
 # -- a small encoder -----------------------------------------------------------------------------------------------------
@@ -224,7 +242,7 @@ def begin_encoder(arguments: argparse.Namespace) -> Any:
         kept = shortened(splits, arguments.rows)
         encoded = {split: encode(rows, backbone.tokenizer, LONGEST, splits.kind) for split, rows in kept.items()}
         data[name] = (splits, encoded)
-    return lambda job: encoder_run(job, backbone, *data[job[1]], arguments.epochs)
+    return lambda jobs: ((job, encoder_run(job, backbone, *data[job[1]], arguments.epochs)) for job in jobs)
 
 
 def shortened(splits: Any, rows: int | None) -> dict[str, Any]:
@@ -292,7 +310,7 @@ def begin_text(arguments: argparse.Namespace) -> Any:
         asked = {"kind": "generation", "text_to_text": True, "template": TEMPLATE[name]}
         splits = load_data(spec(name, arguments.data, label_words=OUTPUTS[name], **asked))
         data[name] = (splits, encoded_pairs(backbone, shortened(splits, arguments.rows), TEMPLATE[name]))
-    return lambda job: text_run(job, backbone, *data[job[1]], arguments.epochs)
+    return lambda jobs: text_runs(jobs, backbone, *data[jobs[0][1]], arguments.epochs)
 
 
 def encoded_pairs(backbone: Any, rows: dict[str, Any], template: str) -> dict[str, Any]:
@@ -309,53 +327,40 @@ def encoded_pairs(backbone: Any, rows: dict[str, Any], template: str) -> dict[st
     }  # fmt: skip
 
 
-def text_run(job: Job, backbone: Any, splits: Any, encoded: dict[str, Any], share: float) -> Run:
-    """Trains and scores one job."""
-    from intarsia.bank import TaskBank
+def text_runs(
+    jobs: tuple[Job, ...], backbone: Any, splits: Any, encoded: dict[str, Any], share: float
+) -> Iterator[tuple[Job, Run]]:
+    """Trains and scores jobs of one data set together."""
     from intarsia.data import GenerationSource
     from intarsia.heads import Decoding, Head
-    from intarsia.task import Task
-    from intarsia.training import TrainSettings, fit
+    from studies.members import Plan, settings, trained
 
-    _, data, name, rate, seed = job
-    pad = backbone.tokenizer.pad_token_id
-    train = GenerationSource(encoded["train"], BATCH, pad_id=pad, seed=seed)
-    validation, test = (GenerationSource(encoded[split], 256, pad_id=pad) for split in ("validation", "test"))
-    length, init = TEXT_VARIANTS[name]
-    words = TASK_WORDS[data] if init == "text" else None
-    method = PromptTuning(length=length, init=init, init_text=words)  # type: ignore[arg-type]
-    task = Task.new("study", backbone, method, Head(kind="generation", labels=splits.labels), seed=seed)
-    bank = TaskBank(backbone, [task])
-    # The longest output and the token that ends it; by default a task would generate 64 tokens.
-    task.data["generation"] = asdict(Decoding(max_new_tokens=LONGEST_OUTPUT))
-    settings = TrainSettings(
-        epochs=max(1, round(TEXT_EPOCHS[data] * share)),
-        learning_rate=rate,
-        batch_size=BATCH,
-        seed=seed,
-        metric="exact_match",
-        checkpoint_every=10**6,
-    )
-    begun = time.perf_counter()
-    try:
-        with tempfile.TemporaryDirectory() as out:
-            result = fit(bank, task, train, validation, settings, Path(out) / "run")
-        minutes = (time.perf_counter() - begun) / 60
-        scores = {"validation": result.best} | test_scores(bank, task, test)
-    except TrainingError:
-        return {"validation": 0.0, "diverged": True}
-    finally:
-        bank.detach()
-    return {**scores, "trained": task.trained_parameters(), "of": backbone.parameter_count(), "minutes": minutes}
+    plans = []
+    for job in jobs:
+        _, data, name, rate, seed = job
+        length, init = TEXT_VARIANTS[name]
+        words = TASK_WORDS[data] if init == "text" else None
+        method = PromptTuning(length=length, init=init, init_text=words)  # type: ignore[arg-type]
+        chosen = settings(rate, BATCH, seed, epochs=max(1, round(TEXT_EPOCHS[data] * share)))
+        head = Head(kind="generation", labels=splits.labels)
+        plans.append(Plan(job=job, method=method, head=head, rows=encoded["train"], settings=chosen))
+    with trained(backbone, plans) as pack:
+        yield from pack.lost()
+        found: dict[str, dict[Job, tuple[float, float]]] = {}
+        for split in ("validation", "test"):
+            source = GenerationSource(encoded[split], 1, pad_id=backbone.pad_id)
+            # The longest output and the token that ends it.
+            texts = pack.texts(source, Decoding(max_new_tokens=LONGEST_OUTPUT), TEXT_TOGETHER)
+            found[split] = {j: scored(own, encoded[split].references, splits.labels) for j, own in texts.items()}
+        for job, facts in pack.facts.items():
+            (validation, _), (test, illegal) = (found[split][job] for split in ("validation", "test"))
+            yield job, {"validation": validation, "test": test, "illegal": illegal, **facts}
 
 
-def test_scores(bank: Any, task: Any, source: Any) -> Run:
-    """Exact match and the share of outputs that are none of the labels."""
-    from intarsia.training import evaluate
-    from intarsia.training.generating import Writing
-
-    metrics = evaluate(bank, task, source, writing=Writing.of(task, bank.backbone)).metrics
-    return {"test": metrics["exact_match"], "illegal": metrics["illegal"]}
+def scored(texts: list[str], references: list[list[str]], labels: Sequence[str]) -> tuple[float, float]:
+    """Exact match, and the share of outputs that are none of the labels."""
+    right = sum(text in wanted for text, wanted in zip(texts, references, strict=True))
+    return right / len(texts), sum(text not in labels for text in texts) / len(texts)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.results import RESULTS, table, write_results
 
-from studies.pool import Run, mean_std, read, runs_of
+from studies.pool import Run, keep, mean_std, read, runs_of
 from studies.prompts_classification import (
     ENCODER,
     FILES,
@@ -26,7 +26,7 @@ Row = dict[str, Any]
 
 def report(paths: list[Path]) -> None:
     """Writes the results; what is not finished is left out, and said."""
-    done = [run for path in paths for run in read(path)]
+    done = read(*paths)
     if not done:
         raise SystemExit(f"no runs in {', '.join(map(str, paths))}; call `run` first")
     encoder, missing = encoder_rows(done)
@@ -36,6 +36,7 @@ def report(paths: list[Path]) -> None:
     summary = "\n".join([*intro(), *goals(encoder), *text_summary(text), *left_out(missing + more)])
     if text:
         draw(text)
+    keep(done, RESULTS / "prompts_classification.runs.jsonl")
     write_results("prompts_classification", "Prefixes and prompts for classification", rows, text=summary,
                   about=done[-1]["about"])  # fmt: skip
 
@@ -113,12 +114,12 @@ def intro() -> list[str]:
         "adapters, LoRA and `head` are those of [adapters_classification](adapters_classification.md).",
         "",
         "`quiet trunk`: no dropout inside the frozen layers. `pooler`: the pretrained pooler's output instead of the mean.",
-        "`slow head`: the head learns at 5e-3 at most, else as fast as the prompt. `3 x epochs`: so much more training.",
+        "`slow head`: the head learns at 5e-3 at most, else as fast as the prompt. `2 x epochs`: so much more training.",
         "`trained` counts what the optimizer moves, the head included; `stored` what the task folder holds (an MLP or LSTM that",
         "only makes the prompt is folded away).",
         "",
-        "Not planned, but added after the runs of the others had been seen: all variants with a slow head. Read their leads as",
-        "questions for a fresh study.",
+        "Not planned, but added after the runs of the others had been seen: all variants with a slow head; after those too, the",
+        "two prefixes with 2 x epochs. Read their leads as questions for a fresh study.",
         "",
     ]
 
@@ -164,7 +165,8 @@ def text_summary(rows: list[Row]) -> list[str]:
             for data in TEXT_EPOCHS]  # fmt: skip
     lines = ["## Text to text", "",
              "SmolLM2-135M in bf16, frozen; a prompt before the input is all that is trained, and the label is generated as a",
-             "word. Exact match on the test split; 2 epochs, batch 32, AdamW; learning rate by validation with one seed.",
+             "word. Exact match on the test split; 2 epochs, batch 32, AdamW, last weights. Two learning rates (three had been",
+             "tried once before) with one seed each; that with the better score on the validation split has two further seeds.",
              "`illegal`: outputs that are none of the labels.", ""]  # fmt: skip
     shown = [{k: r.get(k) for k in ("data", "method", "test accuracy", "std", "illegal %", "learning rate", "trained",
                                     "seeds")} for r in rows]  # fmt: skip

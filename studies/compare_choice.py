@@ -1,0 +1,169 @@
+"""Is what `intarsia compare` chooses in ten minutes as good as the best of an exhaustive grid?
+
+    python -m studies.compare_choice run --data embedded:questions embedded:movies --budget 10m --out DIR
+    python -m studies.compare_choice report --out DIR
+
+For each data set: a comparison within its budget; then every candidate that it could have tried, each with fresh seeds, at the
+length of the comparison's own final runs (`--length recipe`: at the full length of the recipes). The choice is one of them. `best`
+is the candidate with the highest mean test score of all, found with all knowledge; the choice should lie within one standard
+deviation (over the best's own seeds) of it. `run` may be stopped and called again; a grid runs in packs.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import machine, write_results
+
+SEEDS = range(101, 104)
+"""None of them is a comparison's own."""
+TOGETHER = 64
+"""Runs of a pack on a GPU; on a CPU they are taken in turn anyway, and a small pack loses less when it is stopped."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    commands = parser.add_subparsers(required=True)
+    run = commands.add_parser("run")
+    run.add_argument("--data", nargs="+", default=["embedded:questions", "embedded:movies"])
+    run.add_argument("--backbone", default="embedded:minilm")
+    run.add_argument("--methods", default=None, help="as for intarsia compare")
+    run.add_argument("--budget", default="10m")
+    run.add_argument("--seeds", type=int, default=len(SEEDS), help="of each candidate of the grid")
+    run.add_argument("--length", choices=["own", "recipe"], default="own", help="of the grid's runs")
+    run.add_argument("--device", default="auto")
+    run.add_argument("--out", type=Path, required=True)
+    run.set_defaults(call=run_all)
+    report = commands.add_parser("report")
+    report.add_argument("--out", type=Path, required=True)
+    report.set_defaults(call=write_report)
+    arguments = parser.parse_args()
+    arguments.call(arguments)
+
+
+def run_all(arguments: argparse.Namespace) -> None:
+    from intarsia.workflow.compare import compare, resolve
+    from intarsia.workflow.compare.live import open_view
+    from intarsia.workflow.training import load_backbone
+
+    backbone = None
+    for data in arguments.data:
+        folder = arguments.out / data.rpartition(":")[2]
+        flags = {
+            "backbone": arguments.backbone,
+            "data.data": data,
+            "methods": arguments.methods,
+            "budget": arguments.budget,
+            "device": arguments.device,
+            "out": folder / "compare",
+        }
+        settings = resolve(None, flags)
+        backbone = backbone or load_backbone(settings.base)
+        view = open_view(lambda: "")
+        found = compare(settings, resume=(folder / "compare").exists(), view=view, backbone=backbone)
+        view.stop()
+        steps = None if arguments.length == "recipe" else found.best.steps
+        runs = run_grid(settings, backbone, folder / f"grid-{arguments.length}", steps, arguments.seeds)
+        facts = {
+            "data": data,
+            "chosen": found.best.candidate,
+            "spent": found.spent,
+            "budget": settings.budget,
+            "metric": found.metric,
+            "higher": found.higher,
+            "length": arguments.length,
+            "steps": steps,
+            "runs": runs,
+            "about": machine(),
+        }
+        (folder / f"{arguments.length}.json").write_text(json.dumps(facts, indent=1))
+        print(data, verdict(facts))
+
+
+def run_grid(settings: Any, backbone: Any, out: Path, steps: int | None, seeds: int) -> list[dict[str, Any]]:
+    """Every candidate with every seed; what has been done in `out` is not done again."""
+    from intarsia.data import load_data
+    from intarsia.workflow.compare.expansion import expand, member, slug
+    from intarsia.workflow.pack import run_pack
+    from intarsia.workflow.training import Trained
+
+    splits = load_data(settings.base.data.spec())
+    wanted = []
+    for seed in SEEDS[:seeds]:
+        for one in expand(settings, splits.kind, len(splits.split("train"))):
+            count = one.steps if steps is None else min(steps, one.steps)
+            folder = out / slug(f"{one.name} seed {seed}")
+            wanted.append((one.name, seed, member(settings, one, folder=folder, seed=seed, steps=count, evaluations=4)))
+    together = TOGETHER if backbone.device.type == "cuda" else 4
+    found = []
+    for at in range(0, len(wanted), together):
+        part = wanted[at : at + together]
+        results = run_pack([run for _, _, run in part], resume=True, score_test=True, backbone=backbone)
+        for (name, seed, _), result in zip(part, results, strict=True):
+            metrics = result.metrics if isinstance(result, Trained) else None
+            found.append({"candidate": name, "seed": seed, "metrics": metrics})
+        print(f"{len(found)} of {len(wanted)} runs of the grid", flush=True)
+    return found
+
+
+def verdict(facts: dict[str, Any]) -> dict[str, Any]:
+    """Where the choice stands among all candidates, by mean test score over fresh seeds."""
+    sign = 1 if facts["higher"] else -1
+    scores: dict[str, list[float]] = {}
+    for run in facts["runs"]:
+        if run["metrics"] is not None:
+            scores.setdefault(run["candidate"], []).append(run["metrics"]["test"][facts["metric"]])
+    means = {name: statistics.fmean(values) for name, values in scores.items()}
+    order = sorted(means, key=lambda name: -sign * means[name])
+    best, chosen = order[0], facts["chosen"]
+    spread = statistics.stdev(scores[best])
+    behind = sign * (means[best] - means[chosen])
+    return {
+        "data": facts["data"],
+        "length": facts["length"],
+        "budget s": facts["budget"],
+        "spent s": round(facts["spent"], 1),
+        "chosen": chosen,
+        "test of the choice": round(means[chosen], 4),
+        "rank": f"{order.index(chosen) + 1} of {len(order)}",
+        "best of the grid": best,
+        "test of the best": round(means[best], 4),
+        "std of the best": round(spread, 4),
+        "behind": round(behind, 4),
+        "within one std": "yes" if behind <= spread else "no",
+        "mean of the grid": round(statistics.fmean(means.values()), 4),
+        "seeds": len(scores[best]),
+    }
+
+
+def write_report(arguments: argparse.Namespace) -> None:
+    files = sorted(arguments.out.glob("*/own.json")) + sorted(arguments.out.glob("*/recipe.json"))
+    found = [json.loads(path.read_text()) for path in files]
+    if not found:
+        raise SystemExit(f"{arguments.out} holds no finished run; call `run` first")
+    rows = [verdict(facts) for facts in found]
+    write_results(
+        "compare_choice",
+        "What compare chooses, against every candidate",
+        rows,
+        text=summary(rows),
+        about=found[-1]["about"],
+    )
+
+
+def summary(rows: Sequence[dict[str, Any]]) -> str:
+    held = sum(row["within one std"] == "yes" for row in rows)
+    return (
+        "`intarsia compare` within its budget, then every candidate that it could have tried, each trained with fresh seeds and "
+        "scored on the test split. `own`: at the length of the comparison's own final runs; `recipe`: at the recipes' full length, "
+        "so that it is also asked whether a choice after short training holds after long. The best of the grid is the best by "
+        "test score itself, so it is flattered by its luck; the choice saw no test score.\n\n"
+        f"The choice is within one standard deviation of the best in {held} of {len(rows)}."
+    )
+
+
+if __name__ == "__main__":
+    main()
