@@ -110,6 +110,14 @@ def test_dropout_of_the_trunk_follows_the_setting_and_is_off_in_evaluation(tmp_p
         assert changes == ([True, False] if wanted else [False])
 
 
+def test_a_frozen_trunk_has_no_dropout_unless_asked_for_and_a_trained_one_has(tmp_path):
+    for alone in (False, True):
+        bank, task = new()
+        task.alone = alone
+        fit(bank, task, TinySource(), validation(), settings(epochs=1), tmp_path / f"{alone}")
+        assert (True in bank.modes) == alone
+
+
 def test_names_free_of_decay_get_none():
     _, task = new()
     decayed, spared = decay_groups(task, 0.1)

@@ -15,7 +15,7 @@ from intarsia.training.packed import choice
 from intarsia.training.packed.stepper import PackedStepper
 from intarsia.training.steppers import PlainStepper
 
-QUIET = TrainSettings(backbone_dropout=False)
+QUIET = TrainSettings()
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_on_a_cpu_nobody_is_packed():
         ("bert", FullFineTuning(), QUIET, "replaces weights"),
         ("bert", LoRA(dropout=0.1), QUIET, "dropout of its own"),
         ("bert", LoRA(), TrainSettings(backbone_dropout=True), "dropout in the backbone"),
-        ("bert", PromptTuning(init="uniform"), TrainSettings(backbone_dropout=False, optimizer="adafactor"), "adamw"),
+        ("bert", PromptTuning(init="uniform"), TrainSettings(optimizer="adafactor"), "adamw"),
         ("bert", PromptTuning(init="uniform", insert_at="embedding_output"), QUIET, "behind the embedding block"),
         ("bert", PrefixTuning(length=2, mid=4, leave_out=(0,)), QUIET, "leaves out layers"),
     ],

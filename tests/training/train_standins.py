@@ -27,6 +27,7 @@ class TinyTask(nn.Module):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
         self.name = "tiny"
+        self.alone = False
         self.head = SimpleNamespace(kind=kind, labels=labels, loss="token")
         self.method = TinyMethod()
         self.metrics: dict[str, float] = {}

@@ -144,8 +144,14 @@ def _resolved(settings: TrainSettings, task: Any, validation: BatchSource | None
         name = "metric" if settings.metric is not None else "patience"
         raise ConfigError(f"{name} needs validation rows, and there are none; give --validation, or leave {name} out")
     rate = settings.learning_rate or task.method.default_lr
+    dropout = task.alone if settings.backbone_dropout is None else settings.backbone_dropout
     return settings.model_copy(
-        update={"metric": metric, "learning_rate": rate, "weight_decay": settings.decay()},
+        update={
+            "metric": metric,
+            "learning_rate": rate,
+            "weight_decay": settings.decay(),
+            "backbone_dropout": dropout,
+        },
     )
 
 

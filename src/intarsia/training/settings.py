@@ -52,8 +52,9 @@ class TrainSettings(BaseModel):
     """Seed of dropout and of the order of the rows. The same seed gives the same weights, bit for bit, on a CPU."""
     checkpoint_every: Count = 200
     """Steps between checkpoints. There is also one after each evaluation."""
-    backbone_dropout: bool = True
-    """Dropout inside the frozen backbone while training."""
+    backbone_dropout: bool | None = None
+    """Dropout inside the backbone while training. None: only where the method trains the backbone's own weights; a frozen one gains
+    nothing by it (results/quiet_trunk.md), and without it a step is cheaper."""
     max_length: Count | None = None
     """Longest text, in tokens; for generation with a decoder, text and target together. None: what the backbone allows."""
     target_length: Annotated[int, Field(ge=2, strict=True)] | None = None

@@ -58,7 +58,7 @@ class PlainStepper:
         member, settings = self.member, self.member.settings
         if not member.task.training:
             member.task.train()
-        member.bank.backbone.train_mode(settings.backbone_dropout)
+        member.bank.backbone.train_mode(bool(settings.backbone_dropout))
         rate = member.rate(member.state.step)
         for group in self.torch_optimizer.param_groups:
             group["lr"] = rate * group["share"]

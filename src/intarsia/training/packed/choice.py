@@ -34,7 +34,7 @@ def packable(task: Task, backbone: Backbone, settings: TrainSettings) -> str | N
         "the backbone does not call transformers' attention interface, or reads no tokens": not sites
         or not backbone.family.gives_input_embeddings,
         "gradient checkpointing is on": backbone.checkpointing,
-        "dropout in the backbone is on": settings.backbone_dropout,
+        "dropout in the backbone is on": bool(settings.backbone_dropout),
         "the optimizer is not adamw": settings.optimizer != "adamw",
     }
     return next((why for why, holds in reasons.items() if holds), None) or _task_reason(task, len(sites))
