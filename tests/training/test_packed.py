@@ -197,7 +197,7 @@ def test_a_prompt_at_the_end_is_read_behind(tmp_path):
 
 
 def packed_runs(monkeypatch):
-    monkeypatch.setattr(loop, "assign", lambda waiting, say: [PackedStepper(waiting)])
+    monkeypatch.setattr(loop, "assign", lambda waiting, say, trunks: [PackedStepper(waiting)])
 
 
 def test_whole_runs_end_where_the_padded_path_ends(tmp_path, monkeypatch):

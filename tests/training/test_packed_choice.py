@@ -13,6 +13,7 @@ from intarsia.task import Task
 from intarsia.training import TrainSettings, loop
 from intarsia.training.packed import choice
 from intarsia.training.packed.stepper import PackedStepper
+from intarsia.training.reusing import Trunks
 from intarsia.training.steppers import PlainStepper
 
 QUIET = TrainSettings()
@@ -73,7 +74,7 @@ def test_those_that_cannot_are_told_and_trained_all_the_same(tmp_path, monkeypat
     heads = [MEAN] * 3
     bank, entries = pack(backbone_of("bert"), [METHODS["lora"], FullFineTuning(), METHODS["lora"]], heads, tmp_path)
     said = []
-    steppers = choice.assign(members_of(bank, entries), said.append)
+    steppers = choice.assign(members_of(bank, entries), said.append, Trunks())
     assert [type(stepper) for stepper in steppers] == [PlainStepper, PackedStepper]
     assert [member.name for member in steppers[1].members] == ["t0", "t2"]
 
@@ -89,7 +90,7 @@ def test_a_pack_that_does_not_fit_is_halved_until_it_does(tmp_path, monkeypatch)
 
     monkeypatch.setattr(PackedStepper, "__init__", small)
     said = []
-    steppers = choice._together(members_of(bank, entries), said.append)
+    steppers = choice._together(members_of(bank, entries), said.append, Trunks())
     assert [len(stepper.members) for stepper in steppers] == [2, 1, 2]
     assert said[0] == "5 runs at once do not fit the device's memory; trying 2"
 
@@ -109,7 +110,7 @@ def test_what_turns_out_to_be_unsupported_goes_the_plain_way(tmp_path, monkeypat
 
     monkeypatch.setattr(PackedStepper, "__init__", refuses)
     said = []
-    (plain,) = choice._together([member], said.append)
+    (plain,) = choice._together([member], said.append, Trunks())
     assert isinstance(plain, PlainStepper)
     assert "sliding window" in said[0]
     assert loop.fit_pack(bank, []) == {}

@@ -27,7 +27,7 @@ class TinyTask(nn.Module):
         super().__init__()
         g = torch.Generator().manual_seed(seed)
         self.name = "tiny"
-        self.alone = False
+        self.alone, self.words, self.sites = False, (), {}
         self.head = SimpleNamespace(kind=kind, labels=labels, loss="token")
         self.method = TinyMethod()
         self.metrics: dict[str, float] = {}
@@ -79,7 +79,9 @@ class TinyBank:
     def __init__(self, task: TinyTask) -> None:
         self.task = task
         self.modes: list[bool] = []
-        self.backbone = SimpleNamespace(device=torch.device("cpu"), train_mode=self.modes.append)
+        self.backbone = SimpleNamespace(
+            device=torch.device("cpu"), train_mode=self.modes.append, family=SimpleNamespace(stacks=())
+        )
 
     def __call__(self, batch: dict[str, Tensor], tasks: str) -> Tensor:
         assert tasks == self.task.name

@@ -13,6 +13,7 @@ from intarsia.errors import DataError
 from intarsia.rows import decide
 from intarsia.training.generating import Writing, written
 from intarsia.training.metrics import compute_metrics
+from intarsia.training.reusing import Ready, as_it_is
 from intarsia.training.source import IGNORED, BatchSource, to_device, weight
 
 
@@ -37,18 +38,20 @@ def evaluate(
     *,
     tick: Callable[[], None] | None = None,
     writing: Writing | None = None,
+    ready: Ready = as_it_is,
 ) -> Scores:
     """Answers and metrics of `task` on all rows of the source's plan. DataError where rows have no labels.
 
     tick: called after each batch, also of the second pass that generates. writing: generation only, and needs a
-    GenerationSource: text is generated and scored too; without it there is the loss alone. Dropout is off meanwhile; random
+    GenerationSource: text is generated and scored too; without it there is the loss alone. ready: makes a source's batch into one
+    for the bank. Dropout is off meanwhile; random
     numbers are neither used nor changed.
     """
     if task.head.kind == "generation":
         return _evaluate_generation(bank, task, source, tick, writing)
     answers, labels, losses = [], [], []
     with evaluating(bank, task):
-        for logits, y in _run(bank, task, source, tick):
+        for logits, y in _run(bank, task, source, tick, ready):
             y = _labelled(y)
             answers.append(logits)
             labels.append(y)
@@ -130,14 +133,14 @@ def evaluating(bank: Any, task: Any) -> Iterator[None]:
 
 
 def _run(
-    bank: Any, task: Any, source: BatchSource, tick: Callable[[], None] | None
+    bank: Any, task: Any, source: BatchSource, tick: Callable[[], None] | None, ready: Ready = as_it_is
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Logits on the CPU and labels, batch by batch; the GPU works on a batch while the one before it is looked at."""
     device = bank.backbone.device
     waiting: tuple[Tensor, Tensor | None] | None = None
     for key in source.plan(0):
         batch, labels = source.load(key)
-        logits = bank({name: to_device(x, device) for name, x in batch.items()}, tasks=task.name)
+        logits = bank({name: to_device(x, device) for name, x in ready(batch).items()}, tasks=task.name)
         if waiting is not None:
             yield waiting[0].cpu(), waiting[1]
         waiting = (logits, labels)

@@ -16,6 +16,7 @@ from intarsia.training.pack import Ended, Failed, train
 from intarsia.training.packed import assign
 from intarsia.training.progress import Reporter, SilentReporter
 from intarsia.training.record import RunRecord, as_json, check_same
+from intarsia.training.reusing import Trunks
 from intarsia.training.settings import TrainSettings
 from intarsia.training.source import BatchSource
 from intarsia.training.state import FitResult
@@ -100,7 +101,8 @@ def fit_pack(
         else:
             results[entry.task.name] = member
     say = members[0].report.say if members else print
-    return results | train(members, lambda waiting: assign(waiting, say), ended=ended)
+    trunks = Trunks()
+    return results | train(members, lambda waiting: assign(waiting, say, trunks), ended=ended)
 
 
 def _opened(bank: Any, entry: Entry, prune: Prune | None, *, resume: bool) -> Member | FitResult:

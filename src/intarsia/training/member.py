@@ -29,6 +29,7 @@ from intarsia.training.metrics import higher_is_better
 from intarsia.training.optim import OptimizerState
 from intarsia.training.progress import Reporter
 from intarsia.training.record import RunRecord
+from intarsia.training.reusing import Ready, as_it_is
 from intarsia.training.schedule import learning_rate
 from intarsia.training.settings import TrainSettings
 from intarsia.training.source import BatchSource
@@ -74,6 +75,8 @@ class Member:
         self.optimizer: OptimizerState = ({}, {})
         """Of its parameters, while no stepper has it."""
         self.stepper: Stepper | None = None
+        self.ready: Ready = as_it_is
+        """Makes a source's batch into one for the bank; its stepper says how."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(settings.seed)
             self.random = rng_tensors(self.device)
@@ -193,7 +196,10 @@ class Member:
         assert self.settings.metric is not None
         self.read_losses()
         state, metric = self.state, self.settings.metric
-        metrics = evaluate(self.bank, self.task, self.validation, tick=ctrl_c.check, writing=self.writing).metrics
+        found = evaluate(
+            self.bank, self.task, self.validation, tick=ctrl_c.check, writing=self.writing, ready=self.ready
+        )
+        metrics = found.metrics
         if not math.isfinite(metrics["loss"]):
             raise TrainingError(self._not_finite(f"the validation loss is {metrics['loss']}", state.step))
         value, sign = metrics[metric], 1 if higher_is_better(metric) else -1

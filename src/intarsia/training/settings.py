@@ -55,6 +55,9 @@ class TrainSettings(BaseModel):
     backbone_dropout: bool | None = None
     """Dropout inside the backbone while training. None: only where the method trains the backbone's own weights; a frozen one gains
     nothing by it (results/quiet_trunk.md), and without it a step is cheaper."""
+    reuse_gib: NotNegative = 1.0
+    """Memory for what the layers under a task's lowest module put out: computed once for each row, where it fits, instead of in
+    every epoch (head alone, top layers, left-out bottom layers). 0: never."""
     max_length: Count | None = None
     """Longest text, in tokens; for generation with a decoder, text and target together. None: what the backbone allows."""
     target_length: Annotated[int, Field(ge=2, strict=True)] | None = None

@@ -28,7 +28,7 @@ class BatchSource(Protocol):
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """On a GPU through pinned memory, so that the copy does not wait for the step that is still running."""
-    if device.type == "cuda":
+    if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from intarsia.errors import DataError
 from intarsia.training.optim import OptimizerState, build_optimizer, load_optimizer_state, optimizer_state, trained
+from intarsia.training.reusing import Ready, as_it_is
 from intarsia.training.source import to_device, weight
 
 if TYPE_CHECKING:
@@ -41,8 +42,10 @@ class Stepper(Protocol):
 class PlainStepper:
     """One member, batch after batch as its source gives them. Works for every method, optimizer, backbone and device."""
 
-    def __init__(self, member: Member) -> None:
-        self.member = member
+    def __init__(self, member: Member, ready: Ready = as_it_is) -> None:
+        """ready: makes a source's batch into one for the bank."""
+        self.member, self.ready = member, ready
+        member.ready = ready
         self.torch_optimizer = build_optimizer(member.task, member.settings)
         load_optimizer_state(self.torch_optimizer, member.task, member.optimizer)
         self.parameters = list(trained(member.task).values())
@@ -78,7 +81,7 @@ class PlainStepper:
 
     def _backward(self, batch: dict[str, Tensor], labels: Tensor, share: float) -> Tensor:
         member = self.member
-        moved = {name: to_device(x, member.device) for name, x in batch.items()}
+        moved = {name: to_device(x, member.device) for name, x in self.ready(batch).items()}
         loss = member.bank.loss(moved, to_device(labels, member.device), task=member.name) * share
         loss.backward()
         return loss.detach()

@@ -17,6 +17,7 @@ from intarsia.task import Task
 from intarsia.training.member import Member
 from intarsia.training.packed.stack import form_of
 from intarsia.training.packed.stepper import PackedStepper
+from intarsia.training.reusing import Trunks
 from intarsia.training.settings import TrainSettings
 from intarsia.training.steppers import PlainStepper, Stepper
 
@@ -61,10 +62,10 @@ def arranged(asked: str, task: Task, backbone: Backbone, settings: TrainSettings
     return "like" if packable(task, backbone, settings) else "balanced"
 
 
-def assign(members: Sequence[Member], say: Say = lambda _line: None) -> Sequence[Stepper]:
+def assign(members: Sequence[Member], say: Say, trunks: Trunks) -> Sequence[Stepper]:
     """Packed steppers for those that can, as many together as the device's memory takes; the others one by one.
 
-    say: is told, in one line, who goes without and why.
+    say: is told, in one line, who goes without and why. trunks: what those may reuse.
     """
     alone, groups = [], {}
     for member in members:
@@ -76,8 +77,8 @@ def assign(members: Sequence[Member], say: Say = lambda _line: None) -> Sequence
         else:
             if member.device.type == "cuda":
                 say(f"{member.name} takes the plain path: {why}")
-            alone.append(PlainStepper(member))
-    return [*alone, *(stepper for group in groups.values() for stepper in _together(group, say))]
+            alone.append(PlainStepper(member, trunks.of(member)))
+    return [*alone, *(stepper for group in groups.values() for stepper in _together(group, say, trunks))]
 
 
 def _alike(member: Member) -> tuple[object, ...]:
@@ -90,21 +91,21 @@ def _alike(member: Member) -> tuple[object, ...]:
     return kind, step, round(mean).bit_length(), form
 
 
-def _together(members: Sequence[Member], say: Say) -> list[Stepper]:
+def _together(members: Sequence[Member], say: Say, trunks: Trunks) -> list[Stepper]:
     try:
         return [PackedStepper(members)]
     except torch.OutOfMemoryError:
         pass
     except NotByRow:  # This backbone does not keep a site's rows apart (OPT): each form by itself.
         members[0].bank.mixes = False
-        return [*assign(members, say)]
+        return [*assign(members, say, trunks)]
     except UnsupportedError as error:  # found out by running it
         say(f"{', '.join(member.name for member in members)}: the plain path, since {error}")
-        return [PlainStepper(member) for member in members]
+        return [PlainStepper(member, trunks.of(member)) for member in members]
     torch.cuda.empty_cache()
     if len(members) == 1:
         say(f"{members[0].name} takes the plain path: a packed step does not fit the device's memory")
-        return [PlainStepper(members[0])]
+        return [PlainStepper(members[0], trunks.of(members[0]))]
     half = len(members) // 2
     say(f"{len(members)} runs at once do not fit the device's memory; trying {half}")
-    return [*_together(members[:half], say), *_together(members[half:], say)]
+    return [*_together(members[:half], say, trunks), *_together(members[half:], say, trunks)]
