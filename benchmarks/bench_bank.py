@@ -5,9 +5,10 @@
     python -m benchmarks.bench_bank --device cuda
 
 A backbone of random weights in the given shape (speed does not depend on the values), tasks of random values: adapters of width 48
-(two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; heads. Encoder: batches of 32 rows of 64 tokens.
-Decode: 64 rows, one token each, through `TaskBank.generate`'s own routing. Every figure is a ratio to one-task traffic on the same
-bank in the same run: the two alternate, round by round. Writes results/bank_{cpu,cuda}.{json,md}.
+(two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; heads. Encoder: batches of so many rows of 64 tokens.
+Decode: 64 rows, one token each, through `TaskBank.generate`'s own routing, 16 tokens between two changes of who is in the batch
+(4 on a CPU). Every figure is a ratio to one-task traffic (the first task's method) on the same bank in the same run: the two
+alternate, round by round. Writes results/bank_{cpu,cuda}.{json,md}.
 """
 
 from __future__ import annotations
@@ -26,14 +27,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.results import RESULTS, write_results
+from benchmarks.results import kept, write_results
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
 from intarsia.task import Task
 
-ROWS, TOKENS, DECODE_ROWS, DECODE_STEPS = 32, 64, 64, 16
+ROWS, TOKENS, DECODE_ROWS = 32, 64, 64
+DECODE_STEPS = {"cpu": 4, "cuda": 16}
+"""Tokens between two changes of who is in the batch."""
 SHAPES = {
     "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -45,6 +48,8 @@ METHODS: dict[str, Any] = {
     "prompt": PromptTuning(length=20, init="uniform"),
 }
 TRAFFIC = ("identical", "uniform", "zipf", "distinct")
+SAME = ("shape", "system", "job", "methods", "method", "rows", "traffic", "resident tasks")
+"""Columns that are equal in a row that is measured again."""
 
 
 def encoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
@@ -121,9 +126,8 @@ def pairs(
     return statistics.median(a for a, _ in found), statistics.median(b for _, b in found), ratio
 
 
-def measure(bank: TaskBank, job: str, traffic: str, seconds: float, device: str) -> dict[str, Any]:
+def measure(bank: TaskBank, job: str, traffic: str, rows: int, seconds: float, device: str) -> dict[str, Any]:
     """One row of the result: mixed traffic beside one-task traffic of the first task's method."""
-    rows = ROWS if job == "encoder" else DECODE_ROWS
     ids = torch.randint(1000, 20000, (rows, TOKENS if job == "encoder" else 1), device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     names = list(bank.tasks)
@@ -140,7 +144,7 @@ def measure(bank: TaskBank, job: str, traffic: str, seconds: float, device: str)
         group = bank.passes(tasks)[0]
         route = bank.route([tasks[row] for row in group], entered=True)
         with bank.under(route):
-            for _ in range(DECODE_STEPS):
+            for _ in range(DECODE_STEPS[device]):
                 model(input_ids=ids, past_key_values=cache, use_cache=True)
                 cache.crop(-1)
 
@@ -151,9 +155,10 @@ def measure(bank: TaskBank, job: str, traffic: str, seconds: float, device: str)
             seconds,
             device,
         )
-    per = rows * (TOKENS if job == "encoder" else DECODE_STEPS)
+    per = rows * (TOKENS if job == "encoder" else DECODE_STEPS[device])
     return {
         "job": job,
+        "rows": rows,
         "traffic": traffic,
         "resident tasks": len(names),
         "thousand tokens/s": round(per / mixed / 1000, 2),
@@ -277,11 +282,10 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["adapter", "lora", "adapter+lora+prefix"])
     parser.add_argument("--traffic", nargs="+", default=list(TRAFFIC))
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--rows", type=int, default=ROWS, help="of the encoder's batches")
     parser.add_argument("--seconds", type=float, default=4, help="of each figure")
     parser.add_argument("--peft-tasks", type=int, default=64)
-    parser.add_argument(
-        "--keep", action="store_true", help="beside the rows that the result file has for other shapes and jobs"
-    )
+    parser.add_argument("--keep", action="store_true", help="beside the other rows that the result file has")
     parser.add_argument("--memory-of", nargs=2, metavar=("METHOD", "COUNT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
     dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
@@ -295,13 +299,11 @@ def main() -> None:
         print(rows[-1], flush=True)
 
     run(given, dtype, note)
-    name = f"bank_{given.device}"
-    if given.keep and (path := RESULTS / f"{name}.json").exists():
-        measured = {(row["shape"], row["job"]) for row in rows}
-        rows = [
-            row for row in json.loads(path.read_text())["rows"] if (row["shape"], row["job"]) not in measured
-        ] + rows
-    write_results(name, f"Mixed batches, {given.device}", rows, text=__doc__.split("\n\n")[2].replace("\n", " "))
+    name, about = f"bank_{given.device}", None
+    if given.keep:
+        rows, about = kept(name, rows, SAME)
+    text = __doc__.split("\n\n")[2].replace("\n", " ")
+    write_results(name, f"Mixed batches, {given.device}", rows, text=text, about=about)
 
 
 def run(given: argparse.Namespace, dtype: torch.dtype, note: Callable[[dict[str, Any]], None]) -> None:
@@ -311,6 +313,7 @@ def run(given: argparse.Namespace, dtype: torch.dtype, note: Callable[[dict[str,
         if job not in given.jobs:
             continue
         backbone, own = make(given.shape, given.device, dtype), head if job == "encoder" else None
+        rows = given.rows if job == "encoder" else DECODE_ROWS
         for methods in given.methods:
             bank, kinds = TaskBank(backbone), tuple(methods.split("+"))
             for count in given.tasks:
@@ -320,7 +323,7 @@ def run(given: argparse.Namespace, dtype: torch.dtype, note: Callable[[dict[str,
                         {
                             "system": "intarsia",
                             "methods": methods,
-                            **measure(bank, job, traffic, given.seconds, given.device),
+                            **measure(bank, job, traffic, rows, given.seconds, given.device),
                         }
                     )
             note({"system": "intarsia", "methods": methods, **turnover(bank, kinds[0], own)})

@@ -27,6 +27,21 @@ def write_results(
     return path
 
 
+def kept(
+    name: str, rows: Sequence[dict[str, Any]], columns: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The rows that NAME.json has of other jobs than these (as `columns` tell jobs apart) and these; and `machine`, with the
+    commands of both."""
+    facts, path = machine(), RESULTS / f"{name}.json"
+    if not path.exists():
+        return list(rows), facts
+    old, measured = json.loads(path.read_text()), {tuple(row.get(column) for column in columns) for row in rows}
+    others = [row for row in old["rows"] if tuple(row.get(column) for column in columns) not in measured]
+    if others and facts["command"] not in old["command"]:
+        facts["command"] = f"{old['command']} && {facts['command']}"
+    return [*others, *rows], facts
+
+
 def machine() -> dict[str, Any]:
     """Hardware, versions, command and commit of this process."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)

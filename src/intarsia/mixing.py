@@ -18,15 +18,20 @@ from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta, ProjectionDel
 
 
 def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
-    """Each run of rows through its own delta; the others pass unchanged. x: (B, ..., D_in), y: (B, ..., D)."""
+    """Each run of rows through its own delta; the others pass unchanged. x: (B, ..., D_in), y: (B, ..., D), which is written to
+    where no gradients are wanted: it has just been made, for nobody else."""
     if len(deltas) == 1:
         return y if deltas[0] is None else deltas[0](x, y)
-    pieces, stop = [], 0
+    in_place, pieces, stop = not torch.is_grad_enabled(), [], 0
     for delta, count in zip(deltas, counts, strict=True):
         span = slice(stop, stop := stop + count)
         assert delta is None or isinstance(delta, ProjectionDelta)
-        pieces.append(y[span] if delta is None else delta(x[span], y[span]))
-    return torch.cat(pieces)
+        if not in_place:
+            pieces.append(y[span] if delta is None else delta(x[span], y[span]))
+        elif delta is not None:
+            own = y[span]
+            own.copy_(delta(x[span], own))
+    return y if in_place else torch.cat(pieces)
 
 
 def _rows(values: Tensor, count: int) -> Tensor:
@@ -38,29 +43,40 @@ def _rows(values: Tensor, count: int) -> Tensor:
     return values.repeat_interleave(count // len(values), 0)
 
 
-def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int], masks: dict[Any, Any]) -> Prefix:
-    """Each row's keys and values; rows with none, or with shorter ones, have hidden columns on the left. masks: what is the same at
+def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int], kept: dict[Any, Any]) -> Prefix:
+    """Each row's keys and values; rows with none, or with shorter ones, have hidden columns on the left. kept: what is the same at
     all layers of a call, and made once."""
     made = [delta() if isinstance(delta, KeyValueDelta) else None for delta in deltas]
     offset = any(isinstance(delta, KeyValueDelta) and delta.offset for delta in deltas)
     like = next(pair for pair in made if pair is not None)
     if len(made) == 1:
         keys, values = (part if len(part) == 1 else _rows(part, counts[0]) for part in like)
-        return Prefix(keys, values, None, offset, masks)
+        return Prefix(keys, values, None, offset, kept)
     lengths = [0 if pair is None else pair[0].shape[2] for pair in made]
     longest = max(lengths)
-    if (word := (*lengths, *counts)) not in masks:
+    if (word := (*lengths, *counts)) not in kept:
         columns = torch.arange(longest, device=like[0].device)
         each = zip(lengths, counts, strict=True)
-        masks[word] = torch.cat([(columns >= longest - length).expand(count, -1) for length, count in each])
-    keys, values = [], []
+        kept[word] = torch.cat([(columns >= longest - length).expand(count, -1) for length, count in each])
+    sides = [_room(kept, side, sum(counts), longest, like[side]) for side in (0, 1)]
+    stop = 0
     for pair, length, count in zip(made, lengths, counts, strict=True):
-        for source, pieces in zip(like if pair is None else pair, (keys, values), strict=True):
-            own = source[:1] if pair is None else source
-            if length < longest:
-                own = F.pad(own[:, :, :length], (0, 0, longest - length, 0))
-            pieces.append(_rows(own, count))
-    return Prefix(torch.cat(keys), torch.cat(values), masks[word], offset, masks)
+        span = slice(stop, stop := stop + count)
+        for whole, own in zip(sides, pair or (), strict=False):
+            # Each task's rows as an axis of their own: its values go to all of them in one copy.
+            whole[span, :, longest - length :].unflatten(0, (len(own), -1)).copy_(own[:, None])
+    return Prefix(sides[0], sides[1], kept[word], offset, kept)
+
+
+def _room(kept: dict[Any, Any], side: int, rows: int, longest: int, like: Tensor) -> Tensor:
+    """(rows, H, longest, D) for the keys (side 0) or values (1) of all rows, finite where nothing is written. An attention copies
+    them, so that the next layer may write to the same, unless gradients are wanted."""
+    shape = (rows, like.shape[1], longest, like.shape[3])
+    if torch.is_grad_enabled():
+        return like.new_zeros(shape)
+    if (word := ("room", side, shape, like.dtype)) not in kept:
+        kept[word] = like.new_zeros(shape)
+    return kept[word]
 
 
 def mix_prompts(

@@ -65,15 +65,18 @@ class StoredRun:
         self.form, self.offset = tasks[0][0].form, tasks[0][0].form.offset
         self.counts = [count for _, count in tasks]
         self.rows = sum(self.counts)
-        self.flats: Tensor | list[Tensor] = [stored.flat for stored, _ in tasks]
+        flats = [stored.flat for stored, _ in tasks]
+        self.apart: Sequence[Sequence[Tensor]] = ()
         if len(tasks) == 1:
-            self.flats = self.flats[0][None]
+            self.near = self.form.pieces(flats[0])
         elif stacked:
-            self.flats = torch.stack(by_row(self.flats, self.counts))
+            self.near = self.form.pieces(torch.stack(by_row(flats, self.counts)))
+        else:
+            self.near, self.apart = self.form.gather(flats, self.counts)
 
     def delta(self, key: str) -> Delta | None:
         """One delta for all of the tasks."""
-        return self.form.delta(key, self.flats, self.counts)
+        return self.form.delta(key, self.near, self.apart, self.counts)
 
 
 class Route:
@@ -85,7 +88,7 @@ class Route:
         the call, side by side."""
         self.runs, self.rows, self.entered, self.beams = tuple(runs), rows, entered, beams
         self._deltas: dict[str, list[Delta | None]] = {}
-        self._masks: dict[Any, Any] = {}
+        self._kept: dict[Any, Any] = {}
 
     def project(self, key: str, x: Tensor, y: Tensor) -> Tensor:
         """y', at a projection."""
@@ -97,7 +100,7 @@ class Route:
     def prefix(self, key: str, rows: int) -> Prefix | None:
         """What goes before the keys and values of an attention."""
         deltas = self._at(key)
-        return None if all(delta is None for delta in deltas) else mix_prefixes(deltas, self._counts(rows), self._masks)
+        return None if all(delta is None for delta in deltas) else mix_prefixes(deltas, self._counts(rows), self._kept)
 
     def prompts(self, key: str, rows: int, device: torch.device) -> Prompts | None:
         """What goes in at the input embeddings."""

@@ -1,7 +1,8 @@
 """Where the tensors of resident tasks lie: each stored task is one flat tensor, so that it comes, goes and is paged as one copy.
 
 Tasks of equal shape share a `Form`: their deltas without tensors, and where each tensor lies in the flat one. What costs memory
-per task is its numbers, and little else. N tasks of one form, one below the other, are the (N, ...) tensors that deltas take.
+per task is its numbers, and little else. N tasks of one form, one below the other, are the (N, ...) tensors that deltas take;
+on a CPU large matrices are not brought together, since that would cost more than their products.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,16 @@ def form_key(task: Task) -> tuple[object, ...]:
     return task.method.folded(), task.offset, shapes
 
 
+class Place(NamedTuple):
+    """Where a tensor of a delta lies."""
+
+    name: str
+    piece: int
+    """Its number among the pieces of the flat tensor."""
+    shape: torch.Size
+    """Without the task axis."""
+
+
 class Form:
     """What tasks of equal shape share."""
 
@@ -44,37 +55,55 @@ class Form:
         self.users = 0
         """Stored tasks that have it."""
         self.shells: dict[str, Delta] = {}
-        self.layout: dict[str, list[tuple[str, int, torch.Size]]] = {}
-        """By the site's key: name, offset and shape, without the task axis, of each tensor."""
-        self.size = 0
-        """Numbers per task."""
+        self.layout: dict[str, list[Place]] = {}
+        """By the site's key."""
+        self.sizes: list[int] = []
+        """Numbers of each piece of a flat tensor; every other one is what fills up to `_ALIGN`."""
         self.offset = task.offset
         """Positions by which the rows' tokens are moved."""
         for key in task.sites:
             if (delta := task.delta(key)) is not None:
                 self.shells[key] = copy.deepcopy(delta.fold()).to("meta").eval()
-                self.layout[key] = []
-                for name, parameter in self.shells[key].named_parameters():
-                    self.layout[key].append((name, self.size, parameter.shape[1:]))
-                    self.size += -(-parameter[0].numel() // _ALIGN) * _ALIGN
+        self.modules = nn.ModuleDict({key.replace(".", ":"): shell for key, shell in self.shells.items()})
+        """What stored tasks have for deltas."""
+        self.layout = {key: [] for key in self.shells}
+        self._place(apart=False)
+        self.near = len(self.sizes)
+        """Pieces of tensors that a batch's tasks are cheaper to have together; those behind them are read where they lie."""
+        self._place(apart=True)
 
-    def delta(self, key: str, flats: Tensor | Sequence[Tensor], counts: Sequence[int] = (1,)) -> Delta | None:
-        """The delta of N tasks at a site, with views of their flat tensors for parameters; None where the tasks have none there.
+    def _place(self, *, apart: bool) -> None:
+        for key, shell in self.shells.items():
+            for name, parameter in shell.named_parameters():
+                shape = parameter.shape[1:]
+                if apart == (isinstance(shell, ProjectionDelta) and len(shape) == 2 and shape.numel() > SMALL):
+                    self.layout[key].append(Place(name, len(self.sizes), shape))
+                    self.sizes += [shape.numel(), -shape.numel() % _ALIGN]
 
-        flats: (N, size), stacked; or (size,) each, of tasks with so many rows: large matrices then stay where they lie.
-        """
+    def pieces(self, flat: Tensor) -> Sequence[Tensor]:
+        """Views of a flat tensor (size,), or of a stack of them (N, size), one for each of `sizes`."""
+        return flat.split(self.sizes, -1)
+
+    def gather(self, flats: Sequence[Tensor], counts: Sequence[int]) -> tuple[Sequence[Tensor], list[Sequence[Tensor]]]:
+        """For tasks with so many rows: the near pieces of all rows together, and each task's others."""
+        size = sum(self.sizes[: self.near])
+        near = torch.stack(by_row([flat[:size] for flat in flats], counts))
+        return near.split(self.sizes[: self.near], -1), [flat[size:].split(self.sizes[self.near :]) for flat in flats]
+
+    def delta(
+        self, key: str, near: Sequence[Tensor], apart: Sequence[Sequence[Tensor]], counts: Sequence[int]
+    ) -> Delta | None:
+        """The delta of some tasks at a site, with views for parameters; None where the tasks have none there. near, apart: from
+        `gather`; or `pieces` and nothing."""
         shell = self.shells.get(key)
         if shell is None:
             return None
         tensors: dict[str, Any] = dict(shell._parameters)  # those that are None stay so
-        for name, at, shape in self.layout[key]:
-            span = slice(at, at + shape.numel())
-            if isinstance(flats, Tensor):
-                tensors[name] = flats[:, span].view(-1, *shape)
-            elif isinstance(shell, ProjectionDelta) and len(shape) == 2 and shape.numel() > SMALL:
-                tensors[name] = Pieces([flat[span].view(shape) for flat in flats], counts)
+        for name, piece, shape in self.layout[key]:
+            if piece < len(near):
+                tensors[name] = near[piece].view(-1, *shape)
             else:
-                tensors[name] = torch.stack(by_row([flat[span].view(shape) for flat in flats], counts))
+                tensors[name] = Pieces([own[piece - len(near)].view(shape) for own in apart], counts)
         # As copy.copy does, without the several microseconds of its protocol: there is one for each form, site and batch.
         made = object.__new__(type(shell))
         made.__dict__.update(shell.__dict__)
@@ -84,13 +113,14 @@ class Form:
     def pack(self, task: Task, dtype: torch.dtype) -> Tensor:
         """(size,): the task's tensors in their folded form, where they are, in the backbone's dtype, as each use casts them."""
         device = next((parameter.device for parameter in task.parameters()), torch.device("cpu"))
-        flat = torch.zeros(self.size, dtype=dtype, device=device)
-        for key, entries in self.layout.items():
+        flat = torch.zeros(sum(self.sizes), dtype=dtype, device=device)
+        pieces = self.pieces(flat)
+        for key, places in self.layout.items():
             delta = task.delta(key)
             assert delta is not None
             tensors = dict(delta.fold().named_parameters())
-            for name, at, shape in entries:
-                flat[at : at + shape.numel()] = tensors[name].detach().flatten()
+            for name, piece, _ in places:
+                pieces[piece].copy_(tensors[name].detach().flatten())
         return flat
 
     def unpack(self, flat: Tensor, task: Task) -> Task:
@@ -98,12 +128,13 @@ class Form:
         whole = copy.copy(task)
         whole._modules = dict(task._modules)
         whole.deltas = nn.ModuleDict()
+        pieces = self.pieces(flat)
         for key, shell in self.shells.items():
             full = object.__new__(type(shell))
             # Hooks, buffers and the like are dictionaries of its own.
             full.__dict__.update({k: copy.copy(v) if isinstance(v, dict) else v for k, v in shell.__dict__.items()})
-            for name, at, shape in self.layout[key]:
-                values = flat[at : at + shape.numel()].view(1, *shape).to(torch.float32, copy=True)
+            for name, piece, shape in self.layout[key]:
+                values = pieces[piece].view(1, *shape).to(torch.float32, copy=True)
                 full._parameters[name] = nn.Parameter(values, requires_grad=False)
             whole.deltas[key.replace(".", ":")] = full
         return whole
@@ -125,7 +156,7 @@ class Stored:
         self.form, self.flat = form, flat
         self.task = copy.copy(task)
         self.task._modules = dict(task._modules)
-        self.task.deltas = nn.ModuleDict({key.replace(".", ":"): shell for key, shell in form.shells.items()})
+        self.task.deltas = form.modules
         self.task.head_module = copy.deepcopy(task.head_module)
 
     @property

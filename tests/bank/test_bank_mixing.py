@@ -13,7 +13,7 @@ from intarsia.errors import ConfigError, IntarsiaError, TaskError
 from intarsia.heads import Head
 from intarsia.methods import BitFit, BottleneckAdapter, LayerNormTuning
 from intarsia.task import Task
-from methods.every import HEAD, METHODS, new_task, row, stir, usable, wrap
+from methods.every import HEAD, METHODS, PROMPTED, new_task, row, stir, usable, wrap
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 TEXT = tuple(f for f in tiny.FAMILIES if f != "vit")
@@ -187,6 +187,25 @@ def test_gradients_of_a_mixed_batch_are_those_of_each_row_alone(family):
         assert together[name].keys() == alone[name].keys()
         for key, grad in together[name].items():
             torch.testing.assert_close(grad, alone[name][key], rtol=1e-4, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_gradients_of_prefixes_of_unequal_lengths_are_those_of_each_row_alone(family):
+    backbone = wrap(family)
+    tasks = [stir(Task.new(name, backbone, PROMPTED[name], HEAD).eval()) for name in ("prefix", "prefix flat")]
+    bank = TaskBank(backbone, [*tasks, new_task(backbone, "lora")])
+    names = ["prefix", "lora", "prefix flat", "prefix", "prefix flat"]
+    batch = tiny.inputs(family, rows=len(names))
+    sum(out.sum() for out in bank(batch, tasks=names)).backward()
+    together = {(task.name, key): p.grad.clone() for task in tasks for key, p in task.named_parameters()}
+    for task in tasks:
+        task.zero_grad()
+    for index, name in enumerate(names):
+        bank(row(batch, index), tasks=[name])[0].sum().backward()
+    for task in tasks:
+        for key, parameter in task.named_parameters():
+            want = together[task.name, key]
+            torch.testing.assert_close(parameter.grad, want, rtol=1e-4, atol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
 
 
 @pytest.mark.parametrize("method", ["bitfit", "full", "serial"])

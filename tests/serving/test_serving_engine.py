@@ -130,6 +130,36 @@ def test_a_request_finishes_on_the_version_that_it_began_with(encoder, tmp_path)
         assert [card.version for card in engine.cards()] == [versions[3].version]
 
 
+def test_a_version_may_come_back_while_a_request_is_still_on_it(encoder, tmp_path):
+    versions = [make(encoder, "moving", number, seed=number) for number in range(2)]
+    for number, task in enumerate(versions):
+        task.save(tmp_path / str(number))
+    want = solo(encoder, versions[0], ["the film"])[0]
+    with engine_over(encoder, limits=Limits(wait_ms=500)) as engine:
+        engine.put("moving", tmp_path / "0")
+        before = Asked(engine, Classify(task="moving", texts=("the film",)))
+        engine.put("moving", tmp_path / "1")
+        engine.put("moving", tmp_path / "0")
+        after = Asked(engine, Classify(task="moving", texts=("the film",)))
+        assert before.events.empty(), "the first request must still wait"
+        close(before.end(), want)
+        close(after.end(), want)
+        engine.remove("moving")
+        assert not engine._bank.tasks
+
+
+def test_only_the_engines_thread_runs_the_model_whatever_is_loaded_meanwhile(encoder, tmp_path):
+    save(encoder, tmp_path, "prefix", 2)
+    encoder.pretrained._heads.clear()  # as in a process that has made no task of its own
+    with engine_over(encoder) as engine:
+        threads = []
+        handle = encoder.base.register_forward_pre_hook(lambda *_: threads.append(threading.current_thread().name))
+        engine.put("prefix", tmp_path / "prefix")
+        Asked(engine, Classify(task="prefix", texts=("the film",))).end()
+        handle.remove()
+    assert set(threads) == {"intarsia-engine"}
+
+
 def test_generated_texts_are_the_solo_texts_and_come_in_pieces(decoder, tmp_path):
     for number in range(4):
         save(decoder, tmp_path, f"task{number}", number, seed=number, kind="generation")

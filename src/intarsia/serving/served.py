@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -12,11 +13,12 @@ from typing import Literal
 
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.errors import IntarsiaError, TaskError
+from intarsia.errors import IntarsiaError, TaskError, UnsupportedError
 from intarsia.rows import RowReader, Tokens
 from intarsia.serving.cards import Card, card_of
 from intarsia.serving.requests import Unavailable, UnknownTask
 from intarsia.serving.versions import Version
+from intarsia.sites import Role
 from intarsia.task import Task
 
 State = Literal["starting", "ready", "draining", "dead"]
@@ -37,6 +39,7 @@ class ServedTasks:
         """What the thread is to do between two steps."""
         self._changing = threading.Lock()
         self._thread: threading.Thread
+        _measure_heads(backbone)
 
     def put(self, name: str, folder: Path) -> Card:
         """Serves the folder's task under this name; requests on an older version finish on it. TaskError when it cannot be."""
@@ -130,3 +133,11 @@ class ServedTasks:
             except TimeoutError:
                 if not self._thread.is_alive():
                     raise Unavailable("the engine is dead") from None
+
+
+def _measure_heads(backbone: Backbone) -> None:
+    """Loading a prefix asks for the shape of keys and values, which is measured once, by running the model. That must be
+    before others run it: a task is loaded on another thread than the model's."""
+    for site in [site for site in backbone.sites if site.role is Role.KV][:1]:
+        with contextlib.suppress(UnsupportedError):
+            backbone.pretrained.heads(site)

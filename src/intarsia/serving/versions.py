@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import count
 
 from intarsia.rows import RowReader
 from intarsia.serving.cards import Card
 from intarsia.task import Task
+
+_NUMBERS = count()
 
 
 @dataclass(slots=True, eq=False)
@@ -22,10 +25,10 @@ class Version:
     """Requests that began with it."""
     retired: bool = False
     key: str = field(init=False)
-    """Its name in the bank."""
+    """Its name in the bank, where the same content may stand twice: a task may come back before the last request on it is done."""
 
     def __post_init__(self) -> None:
-        self.key = f"{self.name}@{self.task.version[:16]}"
+        self.key = f"{self.name}@{self.task.version[:16]}#{next(_NUMBERS)}"
 
     @property
     def kind(self) -> str:

@@ -1,5 +1,6 @@
 """The outermost layer: every request is timed and counted, and no exception leaves it but as a 500 in our shape."""
 
+import asyncio
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,9 @@ class Edge:
 
         try:
             await self.app(scope, receive, noted)
+        except asyncio.CancelledError:
+            # The server's time is over, and this request was still under way: no bug, whose traceback uvicorn would write.
+            return None
         except Exception as error:  # noqa: BLE001 - the last place where it can become an answer
             note_bug("a bug", error)
             if not status:

@@ -63,6 +63,8 @@ export class TaskTable {
   /** Takes the server's list. What was selected stays selected where it still exists. */
   set(tasks) {
     this.#tasks = tasks;
+    // As high as all tasks need, up to what the style sheet allows; a filter then moves nothing below.
+    $("window").style.setProperty("--tasks", Math.max(tasks.length, 3));
     this.#words = new Map(
       tasks.map((task) => [task, [task.name, task.method.name, task.kind, ...task.labels].join(" ").toLowerCase()]),
     );

@@ -1,0 +1,258 @@
+"""`intarsia serve` under load, seen by a client on the same machine: what HTTP adds, what overload does, and a long soak.
+
+    python -m benchmarks.bench_serve
+    python -m benchmarks.bench_serve --jobs soak --minutes 20 --keep
+
+MiniLM in fp32; a request is one film review (27 tokens in the middle) for one task, drawn uniformly. Tasks have random
+values and are adapters of width 16, LoRA of rank 8, prefixes and prompts of 10 in turn. Server and client are two processes,
+each with one thread for torch, and talk over loopback. `load`: so many clients that each ask again as soon as they are
+answered; `engine` is the same without HTTP: the engine in the client's own process, asked from the same event loop. The two
+take turns, so noise hits both. `changes`: 4 clients, while another puts a task in and takes it out again, without a pause
+(a PUT writes and syncs two files, and loads and checks them). `overload`: requests at 3 times the rate that 64 clients
+reached, whether answered or not, until well after the queue of 1,024 is full. `soak`: tasks are added, replaced and removed
+all the while, through the admin's routes and by folders (some written slowly, file by file), about twice as many as
+`--capacity` has room for, on a machine that others use too; every answer is compared with the one that its task gives alone,
+in any version that was served between question and answer. Writes results/serve_cpu.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.results import kept, write_results
+from benchmarks.serve_parts import MODEL, Client, Server, form, save_task, sentences
+from benchmarks.serve_soak import soak
+from intarsia.backbone import Backbone
+from intarsia.serving.engine import Engine
+from intarsia.serving.limits import Limits
+from intarsia.serving.requests import Classify, Event, Failed
+
+JOBS = ("load", "changes", "overload", "soak")
+ROUNDS = 3
+OVER = 3
+CLIENTS = 64
+"""Whose rate is the one that overload multiplies."""
+
+CHANGING_CLIENTS = 4
+
+Ask = Callable[[str, str], Awaitable[int]]
+"""(task, text) -> status."""
+
+
+def over_http(client: Client) -> Ask:
+    """Through the server."""
+
+    async def ask(task: str, text: str) -> int:
+        status, _ = await client.ask("POST", "/v1/classify", json.dumps({"task": task, "text": text}).encode())
+        return status
+
+    return ask
+
+
+def in_process(engine: Engine) -> Ask:
+    """Without HTTP."""
+
+    async def ask(task: str, text: str) -> int:
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Event] = loop.create_future()
+        engine.submit(Classify(task=task, texts=(text,)), lambda e: loop.call_soon_threadsafe(answered.set_result, e))
+        event = await answered
+        return event.error.status if isinstance(event, Failed) else 200
+
+    return ask
+
+
+async def clients(
+    ask: Ask, names: Sequence[str], texts: Sequence[str], count: int, seconds: float, seed: int
+) -> tuple[list[float], float]:
+    """Seconds that each request took, of so many clients that ask again as soon as they are answered; and of all."""
+    took: list[float] = []
+    began = time.perf_counter()
+
+    async def one(number: int) -> None:
+        shuffle = random.Random(f"{seed} {number}")
+        while (start := time.perf_counter()) < began + seconds:
+            status = await ask(shuffle.choice(names), shuffle.choice(texts))
+            if status != 200:
+                raise RuntimeError(f"a request was answered with {status}")
+            took.append(time.perf_counter() - start)
+
+    await asyncio.gather(*(one(number) for number in range(count)))
+    return took, time.perf_counter() - began
+
+
+async def load(
+    ways: dict[str, Ask], names: Sequence[str], texts: Sequence[str], count: int, seconds: float
+) -> list[dict[str, Any]]:
+    """A row for each way, which take turns."""
+    took: dict[str, list[float]] = {way: [] for way in ways}
+    total = dict.fromkeys(ways, 0.0)
+    for number in range(ROUNDS + 1):
+        for way in list(ways)[:: -1 if number % 2 else 1]:
+            found, whole = await clients(ways[way], names, texts, count, seconds if number else 0.5, number)
+            if number:  # the first one warms up
+                took[way] += found
+                total[way] += whole
+    middle = {way: 1000 * statistics.median(found) for way, found in took.items()}
+    return [
+        {
+            "job": "load",
+            "through": way,
+            "tasks": len(names),
+            "clients": count,
+            "requests": len(found),
+            "requests/s": round(len(found) / total[way], 1),
+            **percentiles(found),
+            "HTTP adds to p50, ms": round(middle[way] - middle["engine"], 2) if way == "HTTP" else None,
+        }
+        for way, found in took.items()
+    ]
+
+
+def percentiles(took: Sequence[float]) -> dict[str, float]:
+    """In milliseconds."""
+    cuts = statistics.quantiles(took, n=100)
+    return {f"p{at} ms": round(1000 * cuts[at - 1], 2) for at in (50, 95, 99)}
+
+
+async def overload(ask: Ask, names: Sequence[str], texts: Sequence[str], rate: float, seconds: float) -> dict[str, Any]:
+    """Requests by a timetable, whatever becomes of those before."""
+    took: dict[int, list[float]] = {}
+    shuffle = random.Random(0)
+
+    async def one() -> None:
+        start = time.perf_counter()
+        status = await ask(shuffle.choice(names), shuffle.choice(texts))
+        took.setdefault(status, []).append(time.perf_counter() - start)
+
+    sent: list[asyncio.Task[None]] = []
+    began = time.perf_counter()
+    while (now := time.perf_counter() - began) < seconds:
+        sent += [asyncio.ensure_future(one()) for _ in range(int(now * rate) - len(sent))]
+        await asyncio.sleep(0.005)
+    offered = len(sent) / seconds
+    await asyncio.wait_for(asyncio.gather(*sent), 120)
+    whole = time.perf_counter() - began
+    counts = Counter({status: len(found) for status, found in took.items()})
+    served = counts[200] / whole
+    return {
+        "job": "overload",
+        "through": "HTTP",
+        "tasks": len(names),
+        "requests": len(sent),
+        "offered/s": round(offered, 1),
+        "requests/s": round(served, 1),
+        **percentiles(took[200]),
+        "status 200": counts.pop(200),
+        "status 429": counts.pop(429, 0),
+        "status 504": counts.pop(504, 0),
+        "any other status": counts.total(),
+        "p99 of a 429, ms": round(1000 * statistics.quantiles(took[429], n=100)[98], 1) if 429 in took else None,
+        # A request that is taken has at most a full queue before it.
+        "queue / rate, ms": round(1000 * Limits().queue / served),
+    }
+
+
+async def changing(
+    client: Client, ask: Ask, names: Sequence[str], texts: Sequence[str], folder: Path, seconds: float
+) -> dict[str, Any]:
+    """4 clients while another puts a task in and takes it out again, without a pause."""
+    body, kind = form([(file, (folder / file).read_bytes()) for file in ("task.json", "task.safetensors")])
+    took: dict[str, list[float]] = {"PUT": [], "DELETE": []}
+    asked = asyncio.ensure_future(clients(ask, names, texts, CHANGING_CLIENTS, seconds, 0))
+    while not asked.done():
+        for method, sent in (("PUT", body), ("DELETE", b"")):
+            start = time.perf_counter()
+            status, said = await client.ask(method, "/v1/tasks/new", sent, kind)
+            if status not in (200, 204):
+                raise RuntimeError(f"a task was {method} with {status}: {said!r}")
+            took[method].append(time.perf_counter() - start)
+    found, whole = await asked
+    return {
+        "job": "changes",
+        "through": "HTTP",
+        "tasks": len(names),
+        "clients": CHANGING_CLIENTS,
+        "requests": len(found),
+        "requests/s": round(len(found) / whole, 1),
+        **percentiles(found),
+        "longest ms": round(1000 * max(found), 2),
+        **{f"{way} p99 ms": percentiles(own)["p99 ms"] for way, own in took.items()},
+        "changes/s": round(2 * len(took["PUT"]) / whole, 1),
+    }
+
+
+async def measured(given: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> None:
+    """Load and overload, with so many tasks each."""
+    backbone, texts = Backbone.load(MODEL, dtype="float32", device="cpu"), sentences(256)
+    for count in given.tasks:
+        with tempfile.TemporaryDirectory() as place:
+            tasks = Path(place) / "tasks"
+            for number in range(count):
+                save_task(backbone, tasks / f"task{number}", number)
+            server, engine = Server(tasks, Path(place)), Engine(backbone)
+            try:
+                engine.start()
+                for folder in sorted(tasks.iterdir()):
+                    engine.put(folder.name, folder)
+                names, client = [folder.name for folder in sorted(tasks.iterdir())], server.client()
+                ways = {"HTTP": over_http(client), "engine": in_process(engine)}
+                if "load" in given.jobs:
+                    for clients_ in given.clients:
+                        for row in await load(ways, names, texts, clients_, given.seconds):
+                            note(row)
+                if "changes" in given.jobs:
+                    folder = tasks / names[0]
+                    note(await changing(client, ways["HTTP"], names, texts, folder, 3 * given.seconds))
+                if "overload" in given.jobs:
+                    found, whole = await clients(ways["HTTP"], names, texts, CLIENTS, 3, 0)
+                    rate = len(found) / whole
+                    # Long enough that the queue is full for a third of the time.
+                    seconds = 1.5 * Limits().queue / ((OVER - 1) * rate)
+                    note(await overload(ways["HTTP"], names, texts, OVER * rate, seconds))
+                client.close()
+            finally:
+                engine.drain(10)
+                server.stop()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", nargs="+", default=list(JOBS[:-1]), choices=JOBS)
+    parser.add_argument("--tasks", type=int, nargs="+", default=[1, 1024])
+    parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--seconds", type=float, default=3, help="of each round; there are three")
+    parser.add_argument("--minutes", type=float, default=20, help="of the soak")
+    parser.add_argument("--rate", type=float, default=5, help="requests a second of the soak")
+    parser.add_argument("--keep", action="store_true", help="beside the rows that the result file has of other jobs")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+
+    def note(row: dict[str, Any]) -> None:
+        rows.append(row)
+        print(row, flush=True)
+
+    if set(given.jobs) - {"soak"}:
+        asyncio.run(measured(given, note))
+    if "soak" in given.jobs:
+        asyncio.run(soak(given.minutes, given.rate, note))
+    found, about = kept("serve_cpu", rows, ("job",)) if given.keep else (rows, None)
+    text = __doc__.split("\n\n")[2].replace("\n", " ")
+    write_results("serve_cpu", "The server under load, cpu", found, text=text, about=about)
+
+
+if __name__ == "__main__":
+    main()

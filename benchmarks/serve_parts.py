@@ -1,0 +1,160 @@
+"""What the benchmarks of serving share: tasks of random values in folders, the server as a process, and a lean client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import secrets
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from intarsia.backbone import Backbone
+from intarsia.data.embedded import load_embedded
+from intarsia.heads import Head
+from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
+from intarsia.task import Task
+
+MODEL = "embedded:minilm"
+METHODS = (
+    BottleneckAdapter(width=16),
+    LoRA(rank=8),
+    PrefixTuning(length=10, mid=None),
+    PromptTuning(length=10, init="uniform"),
+)
+LABELS = ("no", "yes", "perhaps")
+
+
+def save_task(backbone: Backbone, folder: Path, number: int, *, spread: float = 0.02) -> Task:
+    """A task folder of random values; the number chooses them, and the method."""
+    task = Task.new(folder.name, backbone, METHODS[number % len(METHODS)], Head(labels=LABELS)).eval()
+    numbers = torch.Generator().manual_seed(number)
+    with torch.no_grad():
+        for parameter in task.parameters():
+            parameter.normal_(0, spread, generator=numbers)
+    task.data = {"text_columns": ["text"]}
+    task.requires_grad_(False).save(folder)
+    return task
+
+
+def sentences(count: int) -> list[str]:
+    """Of film reviews: 27 tokens each in the middle, 57 at most."""
+    tables, _, _ = load_embedded("movies")
+    return [str(text) for text in tables["train"].columns["text"][:count]]
+
+
+class Server:
+    """`intarsia serve` in a process of its own, on one core, with keys for who asks and who changes tasks."""
+
+    def __init__(self, tasks: Path, place: Path, *more: str, seconds: float = 300) -> None:
+        """place: a folder for its keys and its log."""
+        self.key, self.log = secrets.token_hex(24), place / "log"
+        keys = place / "keys"
+        keys.touch(mode=0o600)
+        keys.write_text(f"admin:{self.key}\n")
+        command = [sys.executable, "-m", "intarsia.cli", "serve", "--backbone", MODEL, "--port", "0"]
+        command += ["--tasks", str(tasks), "--keys", str(keys), "--dtype", "float32", "--device", "cpu", *more]
+        with self.log.open("wb") as errors:
+            self.process = subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+            )
+        assert self.process.stdout is not None
+        ready = select.poll()  # not select, which knows no number of a file above 1,023
+        ready.register(self.process.stdout, select.POLLIN)
+        line = self.process.stdout.readline() if ready.poll(1000 * seconds) else ""
+        if not line.startswith("http://"):
+            self.process.kill()
+            raise RuntimeError(f"no server: {line!r}, {self.log.read_text()[-2000:]}")
+        self.host, self.port = line.split()[0].removeprefix("http://").split(":")
+
+    def client(self) -> Client:
+        """A client with the admin's key."""
+        return Client(self.host, int(self.port), self.key)
+
+    def resident(self) -> float:
+        """MB of memory that it holds now."""
+        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        return pages * resource.getpagesize() / 1e6
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit status."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+
+
+class Client:
+    """HTTP/1.1 over as many kept connections as there are requests at once; leaner than a library, so that little of what is
+    measured is its own."""
+
+    def __init__(self, host: str, port: int, key: str) -> None:
+        self.host, self.port = host, port
+        self._head = f"HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\n"
+        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def ask(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[int, bytes]:
+        """Status and body."""
+        head = f"{method} {path} {self._head}Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        while True:
+            reader, writer = await self._connection()
+            try:
+                writer.write(head + body)
+                status, found = await _answer(reader)
+            except (ConnectionError, asyncio.IncompleteReadError):
+                # The server has closed a connection that was kept too long; a new one that breaks is an error.
+                writer.close()
+                if not self._free:
+                    raise
+                continue
+            self._free.append((reader, writer))
+            return status, found
+
+    async def hang_up(self, path: str, body: bytes) -> None:
+        """Sends a question and does not wait for the answer."""
+        _, writer = await asyncio.open_connection(self.host, self.port)
+        lines = f"POST {path} {self._head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        writer.write(lines.encode() + body)
+        await writer.drain()
+        writer.close()
+
+    def close(self) -> None:
+        """Ends all connections."""
+        for _, writer in self._free:
+            writer.close()
+        self._free.clear()
+
+    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        while self._free:
+            reader, writer = self._free.pop()
+            if not reader.at_eof():
+                return reader, writer
+            writer.close()
+        return await asyncio.open_connection(self.host, self.port)
+
+
+async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+    length = next((line.split(":")[1] for line in head if line.lower().startswith("content-length:")), "0")
+    return int(head[0].split()[1]), await reader.readexactly(int(length))
+
+
+def form(files: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:
+    """A multipart/form-data body of files by field, and its content type."""
+    edge = secrets.token_hex(16)
+    parts = [
+        f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"\r\n\r\n'.encode() + content
+        for name, content in files
+    ]
+    return b"\r\n".join(parts) + f"\r\n--{edge}--\r\n".encode(), f"multipart/form-data; boundary={edge}"
