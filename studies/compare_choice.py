@@ -62,7 +62,7 @@ def run_all(arguments: argparse.Namespace) -> None:
         }
         settings = resolve(None, flags)
         backbone = backbone or load_backbone(settings.base)
-        view = open_view(lambda: "")
+        view = open_view()
         found = compare(settings, resume=(folder / "compare").exists(), view=view, backbone=backbone)
         view.stop()
         steps = None if arguments.length == "recipe" else found.best.steps

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from intarsia.cli import doctor, evaluate, inspect, predict, serve, train
+from intarsia.cli import ablate, compare, doctor, evaluate, inspect, predict, recipes, serve, train
 
 app = typer.Typer(
     help="Adapt one frozen pretrained transformer to many tasks, each a small file.",
@@ -34,5 +34,5 @@ def _root(
         print(context.get_help())
 
 
-for _module in (train, evaluate, predict, serve, inspect, doctor):
+for _module in (train, evaluate, predict, compare, ablate, recipes, serve, inspect, doctor):
     _module.add(app)

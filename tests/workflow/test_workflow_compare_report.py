@@ -1,0 +1,333 @@
+"""What a comparison's report says, in HTML, Markdown and pictures; and the commands in it."""
+
+import io
+import re
+import shlex
+import xml.etree.ElementTree as ET
+from html.parser import HTMLParser
+
+import pytest
+
+from intarsia.workflow.compare.commands import train_command
+from intarsia.workflow.compare.live import open_view
+from intarsia.workflow.compare.report import write_report
+from intarsia.workflow.compare.report.cells import costs, duration, plus_minus, ranking, shown, size, stopped
+from intarsia.workflow.compare.report.plots import pictures
+from intarsia.workflow.compare.report.svg import Plot, axis, short
+from intarsia.workflow.compare.report.words import cautions, verdict
+from intarsia.workflow.compare.statistics import Interval
+from intarsia.workflow.compare.summary import Curve, Point, Row, Summary, _compare_with_baseline
+
+SHAPES = {"lora rank 8": 76_038, "adapter width 48": 459_846, "prompt length 20": 9_990, "full": 22_567_686}
+TEST = {
+    "lora rank 8": (0.95, 0.96, 0.95),
+    "adapter width 48": (0.96, 0.97, 0.958),
+    "prompt length 20": (0.90, 0.91, 0.92),
+    "full": (0.955, 0.965, 0.95),
+}
+
+
+def row(shape, *, final=True):
+    scores = dict(enumerate(TEST[shape], 1))
+    return Row(
+        candidate=f"{shape} lr 0.001",
+        shape=shape,
+        family=shape.split()[0],
+        learning_rate=1e-3,
+        stage="final" if final else "search 1",
+        runs=[f"{shape}-{seed}" for seed in scores],
+        validation={seed: score - 0.01 for seed, score in scores.items()},
+        test={seed: {"accuracy": score, "loss": 0.2} for seed, score in scores.items()} if final else {},
+        parameters=SHAPES[shape],
+        bytes=4 * SHAPES[shape],
+        steps=400,
+        epochs=3.0,
+        memory=10**9,
+        seconds=60.0,
+        command=f"intarsia train --method {shape.split()[0]}",
+    )
+
+
+def summary(**changes):
+    settings = {"backbone": "embedded:minilm", "data": {"data": "embedded:questions"}, "seeds": 3, "budget": 600.0}
+    facts = {
+        "start": {
+            "settings": settings,
+            "kind": "classification",
+            "labels": ["ABBR", "a|<b>"],
+            "rows": {"train": 4281, "validation": 527, "test": 573},
+            "backbone_bytes": 45_400_000,
+            "backbone_parameters": 22_713_216,
+            "device": "cpu",
+            "dtype": "bfloat16",
+            "hardware": {"gpus": [], "cpu": "A CPU", "cores": 2},
+            "versions": {"torch": "2"},
+            "commit": None,
+        },
+        "metric": "accuracy",
+        "higher": True,
+        "tested": True,
+        "choice": {"candidate": "adapter width 48 lr 0.001", "run": "x", "by": "the mean"},
+        "rows": [row(shape) for shape in ("adapter width 48", "full", "lora rank 8", "prompt length 20")],
+        "points": [
+            Point(stage="search 1", shape=s, family=s.split()[0], learning_rate=rate, value=v, steps=40)
+            for s in ("lora rank 8", "full")
+            for rate, v in ((1e-4, 0.5), (1e-3, 0.8))
+        ],
+        "curves": [Curve(family="full", shape="full", seed=s, points=[(1, 0.8), (2, 0.9 + s / 100)]) for s in (1, 2)],
+        "answers": {"confusion": [[3, 1], [0, 4]], "split": "test"},
+        "left_out": [],
+        "failed": [],
+        "not_tried": [],
+        "cut": [],
+        "spent": 512.0,
+    }
+    found = Summary(**{**facts, **changes})
+    _compare_with_baseline(found)
+    return found
+
+
+class Checker(HTMLParser):
+    """Every tag closed, nothing loaded from elsewhere."""
+
+    VOID = frozenset({"meta", "br", "img"})
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.text, self.links = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in self.VOID:
+            self.open.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "srcset")]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
+    write_report(summary(), tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    checker = Checker()
+    checker.feed(page)
+    assert checker.open == []
+    assert checker.links == []
+    assert "url(" not in page
+    assert "@import" not in page
+    assert "<script" not in page
+    text = " ".join(" ".join(checker.text).split())
+    for part in (
+        "Ranking",
+        "What it costs",
+        "Learning curves",
+        "Learning rates",
+        "Confusion matrix",
+        "To make each row again",
+    ):
+        assert part in text
+    assert "<b>" not in "".join(checker.text).replace("a|<b>", ""), "labels are text, not markup"
+    assert text.count("a|<b>") == 2
+
+
+def test_the_twin_says_the_same(tmp_path):
+    found = summary()
+    write_report(found, tmp_path)
+    twin = (tmp_path / "report.md").read_text()
+    for line in (*verdict(found), *cautions(found)):
+        assert line in twin
+    for table in (ranking(found), costs(found)):
+        for cells in table.rows:
+            for cell in cells:
+                assert cell in twin
+    for name in re.findall(r"\(plots/(\w+\.svg)\)", twin):
+        assert ET.parse(tmp_path / "plots" / name).getroot().tag.endswith("svg")
+    assert twin.count("plots/") == 3
+    assert r"a\|<b>" in twin
+
+
+def test_the_verdict_names_the_choice_the_difference_and_its_price():
+    first, second = verdict(summary())
+    assert (
+        first == "adapter width 48 at learning rate 0.001, test accuracy 96.3 ± 1.6 over 3 seeds: chosen by the mean."
+    )
+    assert "ahead of full fine-tuning (95.7 ± 1.9) by 0.6: not significant, p = " in second
+    assert "2 % as many parameters, and 1,000 such tasks take 1.88 GB on disk instead of 90.3 GB" in second
+
+
+def test_where_full_fine_tuning_wins_the_best_that_shares_the_backbone_is_named():
+    found = summary(
+        rows=[row(shape) for shape in ("full", "lora rank 8")],
+        choice={"candidate": "full lr 0.001", "run": "x", "by": "the mean"},
+    )
+    said = verdict(found)
+    assert said[0].startswith("full at")
+    assert said[1].startswith("Best of those that share the backbone: lora rank 8")
+    assert "behind full fine-tuning" in said[1]
+
+
+def test_without_fresh_seeds_it_is_only_a_hint():
+    found = summary(
+        rows=[row("lora rank 8", final=False)],
+        tested=False,
+        curves=[],
+        choice={"candidate": "lora rank 8 lr 0.001", "run": "x", "by": "one"},
+    )
+    assert any("no more than a hint" in line for line in verdict(found))
+    assert set(pictures(found)) == {"rates"}
+
+
+def test_short_runs_are_said_to_be_short():
+    found = summary()
+    found.start["settings"]["budget"] = 60.0
+    assert not any("% of their recipes" in line for line in cautions(found))
+    for one in found.rows:
+        one.full_steps = 4000
+    assert any("10 % of their recipes' length" in line for line in cautions(found))
+
+
+def test_a_lower_loss_is_ahead():
+    found = summary(metric="loss", higher=False)
+    for one in found.rows:
+        one.validation = {seed: 1 - score for seed, score in one.validation.items()}
+        one.test = {seed: {"loss": 1 - s["accuracy"]} for seed, s in one.test.items()}
+    _compare_with_baseline(found)
+    assert "ahead of full fine-tuning (0.04333" in verdict(found)[1]
+
+
+def test_tables_hold_every_row_and_mark_the_choice():
+    found = summary(rows=[row("adapter width 48"), row("full"), row("prompt length 20", final=False)])
+    table = ranking(found)
+    assert (len(table.rows), table.bold) == (2, 0)
+    assert table.rows[1][-3:-1] == ["-", "-"]  # full fine-tuning against itself
+    assert [cells[:3] for cells in stopped(found).rows] == [["prompt length 20", "0.001", "search 1"]]
+    assert all(len(cells) == len(table.headers) for cells in table.rows)
+
+
+def test_numbers_are_said_as_people_say_them():
+    assert (size(912), size(41_400), size(90.3e9)) == ("912 B", "41.4 kB", "90.3 GB")
+    assert (duration(12.34), duration(204), duration(3600 * 3.5)) == ("12.3 s", "3.4 min", "3.5 h")
+    assert (shown(0.9421, "accuracy"), shown(0.9421, "pearson"), shown(64.38, "bleu")) == ("94.2", "0.9421", "64.38")
+    assert plus_minus(Interval(0.94, 0.012, 0.01, 3), "accuracy") == "94.0 ± 1.2"
+    assert [short(v) for v in (0, 0.92, 12.5, 30_000, 2e6, 1e-3)] == ["0", "0.92", "12.5", "30k", "2M", "1e-3"]
+
+
+@pytest.mark.parametrize("values", [[1], [5, 5], [1, 10**7], [1e-5, 3e-5]])
+def test_every_value_lies_within_its_log_axis_and_there_are_ticks(values):
+    found = axis(values, log=True)
+    assert all(0 <= found.at(value) <= 1 for value in values)
+    assert found.ticks()
+
+
+@pytest.mark.parametrize("values", [[0.5], [0, 0], [-3, 4], [93.1, 93.2]])
+def test_every_value_lies_within_its_axis_and_ticks_are_round(values):
+    found = axis(values)
+    assert all(0 <= found.at(value) <= 1 for value in values)
+    ticks = found.ticks()
+    assert 2 <= len(ticks) <= 7
+    assert all(found.low <= tick <= found.high for tick in ticks)
+
+
+def test_words_beside_points_do_not_lie_on_each_other_or_outside():
+    plot = Plot(axis([1, 100], log=True), axis([0, 1]), x_title="x", y_title="y", label="<l>")
+    plot.labels(
+        [(50, 0.5, "adapter width 48"), (52, 0.5, "adapter width 8"), (50, 0.51, "lora rank 8"), (90, 0.5, "full")]
+    )
+    root = ET.fromstring(plot.svg())
+    names = [node for node in root.iter() if node.get("class") == "name"]
+    boxes = []
+    for node in names:
+        x, y, width = float(node.get("x")), float(node.get("y")), 6.1 * len(node.text)
+        left = x - width if node.get("text-anchor") == "end" else x
+        boxes.append((left, left + width, y))
+        assert left >= 0
+        assert left + width <= 440
+    for i, (left, right, y) in enumerate(boxes):
+        assert not any(abs(y - other) < 12 and left < stop and start < right for start, stop, other in boxes[:i])
+
+
+@pytest.mark.parametrize(
+    "tree",
+    [
+        {
+            "method": {"name": "lora", "rank": 4},
+            "train": {"learning_rate": 2e-3, "max_steps": 7, "seed": 3, "evaluate_every": 4},
+        },
+        {
+            "method": {"name": "adapter", "width": 8, "after": ["ffn_out"]},
+            "train": {"backbone_dropout": False, "betas": [0.9, 0.98]},
+        },
+        {
+            "method": {"name": "prompt", "init": "text", "init_text": "it's a 'test' $HOME"},
+            "head": {"pooling": "cls"},
+            "dtype": "float32",
+        },
+        {
+            "method": "full",
+            "data": {"train": "a b.csv", "test": "t.csv", "text_columns": ["x", "y"], "template": "{x}? {y}"},
+        },
+        {"method": {"name": "prefix", "mid": None}, "train": {"epochs": 2}, "threads": 2, "generation": {"beams": 5}},
+    ],
+)
+def test_the_command_of_a_row_makes_the_very_settings_of_its_run(tree, monkeypatch):
+    from intarsia.cli.__main__ import main
+    from intarsia.workflow import training
+    from intarsia.workflow.settings import from_tree
+
+    given = from_tree({"backbone": "embedded:minilm", "data": {"data": "embedded:questions"}, "out": "there", **tree})
+    program, *argv = shlex.split(train_command(given.model_dump(mode="json"), "elsewhere"))
+    assert program == "intarsia"
+    seen = []
+
+    def run(settings, **_):
+        seen.append(settings)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run", run)
+    assert main(argv) == 130
+    (settings,) = seen
+    assert settings.model_dump(exclude={"out"}) == given.model_dump(exclude={"out"})
+
+
+class Screen(io.StringIO):
+    """What a terminal gets."""
+
+    def isatty(self):
+        return True
+
+
+MEMBERS = [{"run": f"r{i}", "candidate": f"lora lr {i}", "seed": 0, "steps": 60} for i in range(4)]
+
+
+@pytest.mark.parametrize(("higher", "order"), [(True, "1203"), (False, "2103")])
+def test_the_live_table_has_the_best_on_top(higher, order):
+    screen = Screen()
+    view = open_view(screen)
+    view.begin(lambda: 62.0, 600.0)
+    view.stage("search 1", MEMBERS, higher=higher)
+    view.evaluated("r2", 30, 0.81)
+    view.ended("r1", 0.93)
+    view.ended("r3", None)
+    view.stop()
+    last = screen.getvalue().rpartition("1:02 of 10:00  search 1: 4 runs of 60 steps")[2]
+    assert "".join(re.findall(r"lora lr (\d)", last)) == order
+    assert "30/60" in last
+    assert "failed" in last
+
+
+def test_elsewhere_there_is_a_line_for_each_run():
+    stream = io.StringIO()
+    view = open_view(stream)
+    view.begin(lambda: 5.0, None)
+    view.stage("final 1", MEMBERS[:2], higher=True)
+    view.evaluated("r0", 30, 0.5)
+    view.ended("r0", 0.75)
+    view.ended("r1", None)
+    view.stop()
+    assert stream.getvalue().splitlines() == [
+        "0:05  final 1: 2 runs of 60 steps",
+        "0:05  final 1  lora lr 0  seed 0: 0.7500",
+        "0:05  final 1  lora lr 1  seed 0: failed",
+    ]
