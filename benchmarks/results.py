@@ -67,13 +67,19 @@ def markdown(name: str, whole: dict[str, Any], text: str) -> str:
             f"# {whole['study']}",
             "",
             *([text.strip(), ""] if text else []),
-            table(whole["rows"]),
+            tables(whole["rows"]),
             "",
             f"Measured on {on}; {software}; commit `{whole['commit']}`.  ",
             f"Command: `{whole['command']}`. Made from `{name}.json`.",
             "",
         ]
     )
+
+
+def tables(rows: Sequence[dict[str, Any]]) -> str:
+    """A table for each `job`, where rows have one: jobs have columns of their own."""
+    jobs = dict.fromkeys(row.get("job") for row in rows)
+    return "\n\n".join(table([row for row in rows if row.get("job") == job]) for job in jobs) or table(rows)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
