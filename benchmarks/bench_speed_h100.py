@@ -31,6 +31,18 @@ import numpy as np
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert-base": ("BertConfig", {}),
     "gpt2-medium": ("GPT2Config", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
+    "smollm2": (
+        "LlamaConfig",
+        {
+            "vocab_size": 49152,
+            "hidden_size": 576,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "head_dim": 64,
+            "intermediate_size": 1536,
+        },
+    ),
     "llama-1b": (
         "LlamaConfig",
         {
@@ -48,7 +60,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
     ),
 }
-ROWS = {"bert-base": 32, "gpt2-medium": 16, "llama-1b": 8, "tiny": 8}
+ROWS = {"bert-base": 32, "gpt2-medium": 16, "smollm2": 32, "llama-1b": 8, "tiny": 8}
+DECODERS = ("gpt2-medium", "smollm2", "llama-1b")
 JOBS = [
     *(f"ours:bert-base:{m}:1:graph" for m in ("adapter", "lora", "prefix", "prompt")),
     *(f"ours:bert-base:{m}:{k}:graph" for m, k in (("adapter", 8), ("adapter", 32), ("lora", 8))),
@@ -109,7 +122,7 @@ def source(shape: str, seed: int, arrangement: str, steps: int = 64) -> Any:
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
         return rng.integers(1000, 20000, int(offsets[-1])).astype(np.int32), offsets
 
-    if shape in ("gpt2-medium", "llama-1b"):  # a table of 40 tokens and a text of about 40, as in E2E
+    if shape in DECODERS:  # a table of 40 tokens and a text of about 40, as in E2E
         inputs, targets = ids(sizes - sizes // 2), ids(sizes // 2 + 13)
         pairs = EncodedPairs(False, *inputs, *targets, None, 0, 0)
         return GenerationSource(pairs, ROWS[shape], pad_id=0, seed=seed, arrangement=arrangement)  # type: ignore[arg-type]
@@ -294,7 +307,7 @@ def batches(shape: str, path: str) -> list[dict[str, Any]]:
     import torch
 
     made = source(shape, 0, "like" if path == "by-length" else "shuffled")
-    causal, found = shape in ("gpt2-medium", "llama-1b"), []
+    causal, found = shape in DECODERS, []
     for key in made.plan(0):
         batch, labels = made.load(key)
         tensors = {name: tensor.pin_memory() for name, tensor in batch.items()}
@@ -332,11 +345,12 @@ def peft(shape: str, method: str, path: str, seconds: float) -> dict[str, Any]:
     """Of the same sizes as ours."""
     from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
 
-    kind: Any = {"task_type": "CAUSAL_LM" if shape in ("gpt2-medium", "llama-1b") else "SEQ_CLS"}
+    kind: Any = {"task_type": "CAUSAL_LM" if shape in DECODERS else "SEQ_CLS"}
     names = {
         "bert-base": ["query", "value"],
         "tiny": ["query", "value"],
         "gpt2-medium": ["c_attn"],
+        "smollm2": ["q_proj", "v_proj"],
         "llama-1b": ["q_proj", "v_proj"],
     }
     config = {

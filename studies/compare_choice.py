@@ -1,12 +1,14 @@
 """Is what `intarsia compare` chooses in ten minutes as good as the best of an exhaustive grid?
 
-    python -m studies.compare_choice run --data embedded:questions embedded:movies --budget 10m --out DIR
+    python -m studies.compare_choice choose --data embedded:questions embedded:movies --budget 10m --out DIR
+    python -m studies.compare_choice grid --out DIR
     python -m studies.compare_choice report --out DIR
 
 For each data set: a comparison within its budget; then every candidate that it could have tried, each with fresh seeds, at the
 length of the comparison's own final runs (`--length recipe`: at the full length of the recipes). The choice is one of them. `best`
 is the candidate with the highest mean test score of all, found with all knowledge; the choice should lie within one standard
-deviation (over the best's own seeds) of it. `run` may be stopped and called again; a grid runs in packs.
+deviation (over the best's own seeds) of it. Both may be stopped and called again. A grid runs in packs, and may
+run on another machine than the comparison: it needs only DIR/*/choice.json.
 """
 
 import argparse
@@ -27,16 +29,20 @@ TOGETHER = 64
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     commands = parser.add_subparsers(required=True)
-    run = commands.add_parser("run")
-    run.add_argument("--data", nargs="+", default=["embedded:questions", "embedded:movies"])
-    run.add_argument("--backbone", default="embedded:minilm")
-    run.add_argument("--methods", default=None, help="as for intarsia compare")
-    run.add_argument("--budget", default="10m")
-    run.add_argument("--seeds", type=int, default=len(SEEDS), help="of each candidate of the grid")
-    run.add_argument("--length", choices=["own", "recipe"], default="own", help="of the grid's runs")
-    run.add_argument("--device", default="auto")
-    run.add_argument("--out", type=Path, required=True)
-    run.set_defaults(call=run_all)
+    choose = commands.add_parser("choose")
+    choose.add_argument("--data", nargs="+", default=["embedded:questions", "embedded:movies"])
+    choose.add_argument("--backbone", default="embedded:minilm")
+    choose.add_argument("--methods", default=None, help="as for intarsia compare")
+    choose.add_argument("--budget", default="10m")
+    choose.add_argument("--device", default="auto")
+    choose.add_argument("--out", type=Path, required=True)
+    choose.set_defaults(call=choose_all)
+    grid = commands.add_parser("grid")
+    grid.add_argument("--seeds", type=int, default=len(SEEDS), help="of each candidate")
+    grid.add_argument("--length", choices=["own", "recipe"], default="own", help="of the runs")
+    grid.add_argument("--device", default="auto")
+    grid.add_argument("--out", type=Path, required=True)
+    grid.set_defaults(call=grid_all)
     report = commands.add_parser("report")
     report.add_argument("--out", type=Path, required=True)
     report.set_defaults(call=write_report)
@@ -44,12 +50,10 @@ def main() -> None:
     arguments.call(arguments)
 
 
-def run_all(arguments: argparse.Namespace) -> None:
+def choose_all(arguments: argparse.Namespace) -> None:
     from intarsia.workflow.compare import compare, resolve
     from intarsia.workflow.compare.live import open_view
-    from intarsia.workflow.training import load_backbone
 
-    backbone = None
     for data in arguments.data:
         folder = arguments.out / data.rpartition(":")[2]
         flags = {
@@ -58,29 +62,41 @@ def run_all(arguments: argparse.Namespace) -> None:
             "methods": arguments.methods,
             "budget": arguments.budget,
             "device": arguments.device,
-            "out": folder / "compare",
         }
-        settings = resolve(None, flags)
-        backbone = backbone or load_backbone(settings.base)
+        settings = resolve(None, {**flags, "out": folder / "compare"})
         view = open_view()
-        found = compare(settings, resume=(folder / "compare").exists(), view=view, backbone=backbone)
+        found = compare(settings, resume=(folder / "compare").exists(), view=view)
         view.stop()
-        steps = None if arguments.length == "recipe" else found.best.steps
-        runs = run_grid(settings, backbone, folder / f"grid-{arguments.length}", steps, arguments.seeds)
         facts = {
             "data": data,
+            "flags": flags,
             "chosen": found.best.candidate,
             "spent": found.spent,
             "budget": settings.budget,
             "metric": found.metric,
             "higher": found.higher,
-            "length": arguments.length,
-            "steps": steps,
-            "runs": runs,
+            "steps": found.best.steps,
             "about": machine(),
         }
+        (folder / "choice.json").write_text(json.dumps(facts, indent=1))
+        print(data, facts["chosen"], f"{found.spent:.0f} s", flush=True)
+
+
+def grid_all(arguments: argparse.Namespace) -> None:
+    from intarsia.workflow.compare import resolve
+    from intarsia.workflow.training import load_backbone
+
+    backbone = None
+    for choice in sorted(arguments.out.glob("*/choice.json")):
+        facts = json.loads(choice.read_text())
+        folder = choice.parent
+        settings = resolve(None, {**facts["flags"], "device": arguments.device, "out": folder / "unused"})
+        backbone = backbone or load_backbone(settings.base)
+        steps = None if arguments.length == "recipe" else facts["steps"]
+        runs = run_grid(settings, backbone, folder / f"grid-{arguments.length}", steps, arguments.seeds)
+        facts |= {"length": arguments.length, "runs": runs, "grid": machine()}
         (folder / f"{arguments.length}.json").write_text(json.dumps(facts, indent=1))
-        print(data, verdict(facts))
+        print(facts["data"], verdict(facts), flush=True)
 
 
 def run_grid(settings: Any, backbone: Any, out: Path, steps: int | None, seeds: int) -> list[dict[str, Any]]:
@@ -143,7 +159,7 @@ def write_report(arguments: argparse.Namespace) -> None:
     files = sorted(arguments.out.glob("*/own.json")) + sorted(arguments.out.glob("*/recipe.json"))
     found = [json.loads(path.read_text()) for path in files]
     if not found:
-        raise SystemExit(f"{arguments.out} holds no finished run; call `run` first")
+        raise SystemExit(f"{arguments.out} holds no finished grid; call `choose` and `grid` first")
     rows = [verdict(facts) for facts in found]
     write_results(
         "compare_choice",

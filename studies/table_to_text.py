@@ -13,8 +13,8 @@
     long    as final, several times as many epochs, for the prefix and full fine-tuning
 
 packed: the methods whose steps may be one pass for many runs; those that differ in seed, rate or draw go through the model
-together (`intarsia.training.fit_pack`). plain: full fine-tuning and top layers, each run by itself. `run` keeps the generated
-texts; `report` scores them, and writes results/table_to_text.{json,md} and the plot.
+together (`intarsia.training.fit_pack`). plain: full fine-tuning and top layers, which train weights of the model, each run by
+itself. `run` keeps the generated texts; `report` scores them, and writes results/table_to_text.{json,md} and the plot.
 """
 
 import argparse
@@ -73,7 +73,7 @@ VARIANTS: dict[str, Variant] = {
     "prompt 20": Variant(method=PromptTuning(length=20), rates=(2e-2, 6e-2, 2e-1)),
     "adapters 3 %": Variant(method=BottleneckAdapter(width=57), rates=(1e-3, 3e-3, 6e-3)),
     "adapters 0.1 %": Variant(method=LAST_ADAPTER, rates=(5e-3, 1.5e-2, 4e-2)),
-    "LoRA r8": Variant(method=LoRA(rank=8), rates=(1e-3, 3e-3, 1e-2)),
+    "LoRA r8": Variant(method=LoRA(rank=8), rates=(1e-3, 3e-3, 1e-2, 2e-2)),
     "P-tuning 20": Variant(method=PTuning(length=20), rates=(2e-3, 6e-3, 1.5e-2)),
     "prompt 10": Variant(method=PromptTuning(length=10), rates=(2e-2, 6e-2, 2e-1)),
     "top 2 layers": Variant(method=TopLayers(k=2), rates=(1e-3, 2e-3, 4e-3)),
@@ -85,6 +85,10 @@ VARIANTS: dict[str, Variant] = {
         final=False,
     ),
     "prefix, sum loss": Variant(method=REAL, rates=(5e-4, 1e-3), loss="sentence", final=False),
+    **{
+        f"prefix, random, length {length}": Variant(method=PrefixTuning(length=length), rates=(5e-4, 1e-3), final=False)
+        for length in (1, 5, 24, 48)
+    },
 }
 """The goals' own methods first: that is the order in which they run."""
 LONG = {"prefix 0.1 %": 16, "full fine-tuning": 32}
@@ -151,11 +155,18 @@ def todo(done: list[Run], asked: argparse.Namespace) -> list[tuple[Job, ...]]:
 
 
 def main_packs(done: list[Run], wanted: Wanted, seeds: range) -> Iterator[tuple[Job, ...]]:
-    """Tuning and final runs, method by method."""
+    """Tuning and final runs, method by method; those that are only tuned, in one pack at the end."""
+    tuned: list[Job] = []
     for name, variant in wanted(VARIANTS).items():
-        yield from packed(variant, [("tune", name, rate, 0) for rate in variant.rates])
-        for rate in best_rate(done, "tune", name, variant) if variant.final else ():
+        jobs: list[Job] = [("tune", name, rate, 0) for rate in variant.rates]
+        if not variant.final:
+            tuned += jobs
+            continue
+        yield from packed(variant, jobs)
+        for rate in best_rate(done, "tune", name, variant):
             yield from packed(variant, [("final", name, rate, seed) for seed in seeds])
+    if tuned:
+        yield tuple(tuned)
 
 
 def long_packs(done: list[Run], wanted: Wanted, seeds: range) -> Iterator[tuple[Job, ...]]:

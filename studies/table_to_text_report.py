@@ -134,6 +134,8 @@ def intro(finals: list[Row], longs: list[Row]) -> list[str]:
         "in one pass of the model (full fine-tuning and top layers alone); minutes are those of all, divided by their number,",
         "while other processes shared the GPU (compare them only roughly), and GB is the largest allocation of all `together`.",
         "",
+        "Full fine-tuning's first two final runs took the library's padded path (5.1 minutes each), the others its packed one.",
+        "",
         "A first study (half the rows, two seeds; in this file's history) had a random prefix, which came 3.6 BLEU behind full",
         "fine-tuning. After it had been seen, these were added: the prefix begins as the activations of a sentence, counted as",
         "positions; a third learning rate for most methods; more rows to tune on.",

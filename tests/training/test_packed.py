@@ -9,7 +9,17 @@ from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.data import Encoded, EncodedPairs, EncodedSource, GenerationSource
 from intarsia.heads import Head
-from intarsia.methods import BottleneckAdapter, HeadOnly, LayerNormTuning, LoRA, PrefixTuning, PromptTuning, PTuning
+from intarsia.methods import (
+    BottleneckAdapter,
+    FullFineTuning,
+    HeadOnly,
+    LayerNormTuning,
+    LoRA,
+    PrefixTuning,
+    PromptTuning,
+    PTuning,
+    TopLayers,
+)
 from intarsia.task import Task
 from intarsia.training import Entry, TrainSettings, fit_pack, loop
 from intarsia.training.packed.stepper import PackedStepper
@@ -148,6 +158,13 @@ METHODS = {
 @pytest.mark.parametrize("method", METHODS)
 def test_three_members_of_one_method_have_the_gradients_that_each_has_alone(method, tmp_path):
     check_gradients(backbone_of("bert"), [METHODS[method]] * 3, [MEAN] * 3, tmp_path, types=True)
+
+
+@pytest.mark.parametrize("method", [FullFineTuning(), TopLayers(k=1)], ids=["full", "top layer"])
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_who_trains_the_backbones_own_weights_has_the_gradients_of_padded_batches(family, method, tmp_path):
+    head = MEAN if family == "bert" else Head(kind="generation")
+    check_gradients(backbone_of(family), [method], [head], tmp_path)
 
 
 FAMILIES = [f for f in tiny.FAMILIES if f not in (*tiny.SEQ2SEQ, "vit", "gemma2", "modernbert")]

@@ -55,9 +55,10 @@ def test_on_a_cpu_nobody_is_packed():
         ("bert", LoRA(), QUIET, None),
         ("llama", PrefixTuning(length=2, mid=4), QUIET, None),
         ("t5", LoRA(), QUIET, "encoder-decoder"),
-        ("bert", FullFineTuning(), QUIET, "replaces weights"),
+        ("bert", FullFineTuning(), QUIET, None),
         ("bert", LoRA(dropout=0.1), QUIET, "dropout of its own"),
         ("bert", LoRA(), TrainSettings(backbone_dropout=True), "dropout in the backbone"),
+        ("llama", FullFineTuning(), TrainSettings(backbone_dropout=True), None),
         ("bert", PromptTuning(init="uniform"), TrainSettings(optimizer="adafactor"), "adamw"),
         ("bert", PromptTuning(init="uniform", insert_at="embedding_output"), QUIET, "behind the embedding block"),
         ("bert", PrefixTuning(length=2, mid=4, leave_out=(0,)), QUIET, "leaves out layers"),
@@ -72,11 +73,19 @@ def test_who_can_and_why_not(family, method, settings, why):
 @pytest.mark.usefixtures("_gpu")
 def test_those_that_cannot_are_told_and_trained_all_the_same(tmp_path, monkeypatch):
     heads = [MEAN] * 3
-    bank, entries = pack(backbone_of("bert"), [METHODS["lora"], FullFineTuning(), METHODS["lora"]], heads, tmp_path)
+    bank, entries = pack(backbone_of("bert"), [METHODS["lora"], LoRA(dropout=0.1), METHODS["lora"]], heads, tmp_path)
     said = []
     steppers = choice.assign(members_of(bank, entries), said.append, Trunks())
     assert [type(stepper) for stepper in steppers] == [PlainStepper, PackedStepper]
     assert [member.name for member in steppers[1].members] == ["t0", "t2"]
+
+
+@pytest.mark.usefixtures("_gpu")
+def test_who_trains_the_backbones_own_weights_has_a_pass_alone(tmp_path):
+    methods = [METHODS["lora"], FullFineTuning(), METHODS["lora"], FullFineTuning()]
+    bank, entries = pack(backbone_of("bert"), methods, [MEAN] * 4, tmp_path)
+    steppers = choice.assign(members_of(bank, entries), pytest.fail, Trunks())
+    assert sorted([member.name for member in stepper.members] for stepper in steppers) == [["t0", "t2"], ["t1"], ["t3"]]
 
 
 def test_a_pack_that_does_not_fit_is_halved_until_it_does(tmp_path, monkeypatch):

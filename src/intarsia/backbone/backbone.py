@@ -148,6 +148,12 @@ class Backbone:
             self.model.train(on)
 
     @property
+    def drops(self) -> bool:
+        """Whether its configuration has any dropout at all; Llama and its kin have none."""
+        rates = (value for name, value in self.config.to_dict().items() if "drop" in name)
+        return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+    @property
     def first_position(self) -> int:
         """The position of a text's first token: after the padding index in RoBERTa and its kin (MPNet, CamemBERT, ...), whose
         table of positions has one."""

@@ -35,7 +35,7 @@ def packable(task: Task, backbone: Backbone, settings: TrainSettings) -> str | N
         "the backbone does not call transformers' attention interface, or reads no tokens": not sites
         or not backbone.family.gives_input_embeddings,
         "gradient checkpointing is on": backbone.checkpointing,
-        "dropout in the backbone is on": bool(settings.backbone_dropout),
+        "dropout in the backbone is on": bool(settings.backbone_dropout) and backbone.drops,
         "the optimizer is not adamw": settings.optimizer != "adamw",
     }
     return next((why for why, holds in reasons.items() if holds), None) or _task_reason(task, len(sites))
@@ -46,7 +46,6 @@ def _task_reason(task: Task, attentions: int) -> str | None:
     prefixes = [delta for delta in task.deltas.values() if isinstance(delta, KeyValueDelta)]
     dropout = getattr(task.method, "dropout", 0.0) if dataclasses.is_dataclass(task.method) else 0.0
     reasons = {
-        "it replaces weights of the backbone": task.alone,
         "it has dropout of its own": bool(dropout),
         "it answers with a verbaliser": bool(task.words),
         "its prompt goes behind the embedding block": any(s.role is Role.EMBED_OUT for s in task.sites.values()),
@@ -88,7 +87,9 @@ def _alike(member: Member) -> tuple[object, ...]:
     step = member.settings.batch_size * member.settings.accumulate
     mean = float(member.source.encoded.lengths.mean())  # type: ignore[attr-defined]
     form = None if member.bank.mixes else form_of(member.task)
-    return kind, step, round(mean).bit_length(), form
+    # One that replaces the backbone's weights shares them with nobody.
+    alone = member.name if member.task.alone else None
+    return kind, step, round(mean).bit_length(), form, alone
 
 
 def _together(members: Sequence[Member], say: Say, trunks: Trunks) -> list[Stepper]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from intarsia.methods import ProjectionDelta
+from intarsia.methods import ProjectionDelta, WeightDelta
 from intarsia.task import Task
 from intarsia.training.optim import OptimizerState, trained
 
@@ -37,7 +37,7 @@ class Stack:
     """Members of one form. `task` is the task of them all, for a route's run of K rows."""
 
     def __init__(self, members: Sequence[Member], dtype: torch.dtype) -> None:
-        """dtype: of the backbone. Projections compute in it, from a copy that is made once a step."""
+        """dtype: of the backbone. Projections and replaced weights compute in it, from a copy that is made once a step."""
         self.members = list(members)
         count, device = len(members), members[0].device
         self.layout: dict[str, tuple[int, torch.Size]] = {}
@@ -55,7 +55,7 @@ class Stack:
         self.task = copy.deepcopy(members[0].task).train()
         self.leaves: dict[str, Tensor] = {}
         for path, module in self.task.named_modules():
-            lowered = isinstance(module, ProjectionDelta) and self.low.numel()
+            lowered = isinstance(module, ProjectionDelta | WeightDelta) and self.low.numel()
             for name, parameter in module._parameters.items():
                 if parameter is not None and parameter.requires_grad:
                     full = f"{path}.{name}" if path else name
@@ -108,7 +108,7 @@ class Stack:
         return found
 
     def lower(self) -> None:
-        """Before a forward pass: the projections' numbers in the backbone's dtype."""
+        """Before a forward pass: the copy in the backbone's dtype."""
         if self.low.numel():
             self.low.copy_(self.master)
 
