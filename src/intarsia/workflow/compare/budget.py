@@ -20,7 +20,7 @@ from intarsia.workflow.compare.expansion import Candidate, families
 
 KEEP = 3
 """A rung's best 1 / KEEP go on, to runs KEEP times as long."""
-WORTHWHILE, WORTHWHILE_RUNG = 0.15, 0.04
+WORTHWHILE, WORTHWHILE_RUNG = 0.12, 0.04
 """Share of a recipe's length, of the final runs and of those of the first rung, below which other things are given up first."""
 LEAST_STEPS = 10
 EVALUATING = 0.15

@@ -45,10 +45,11 @@ def cautions(summary: Summary) -> list[str]:
     """What a reader should know before trusting it."""
     said = []
     tested = [row.against for row in summary.finals if row.against is not None]
-    if tests := sorted({one.test for one in tested if one.p is not None}):
+    if made := [one for one in tested if one.p is not None]:
+        tests = " or ".join(sorted({one.test for one in made}))
         said.append(
-            f"Against full fine-tuning: {' or '.join(tests)}, two-sided; p is corrected for {len(summary.finals) - 1} methods "
-            "(Holm). With few seeds only large differences can show."
+            f"Against full fine-tuning: {tests}, two-sided; p is corrected for {len(made)} method{'s' * (len(made) > 1)} (Holm). "
+            "With few seeds only large differences can show."
         )
     elif tested:
         said.append(
