@@ -101,9 +101,10 @@ def model(shape: str, *, head: bool = False) -> Any:
 
 def method_of(name: str) -> Any:
     """Of about the same size as the peers': Houlsby adapters of width 48, rank 8, 20 virtual tokens."""
-    from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
+    from intarsia.methods import BottleneckAdapter, FullFineTuning, LoRA, PrefixTuning, PromptTuning
 
     return {
+        "full": FullFineTuning(),
         "adapter": BottleneckAdapter(width=48),
         "lora": LoRA(rank=8),
         "prefix": PrefixTuning(length=20, mid=None),
