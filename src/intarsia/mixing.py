@@ -1,8 +1,8 @@
 """What the rows of one call get from tasks of different sorts, at each of the three seams.
 
 The rows are sorted: `deltas` and `counts` have one entry for each run of rows with the same source, None where it has no delta at
-the place. A delta of N tasks has tensors (N, ...) for a run of rows in N equal parts. Unequal lengths are padded and hidden, so a
-row never meets another task's positions.
+the place. A delta of N tasks has tensors (N, ...) for a run of rows in N equal parts. Prompts of unequal lengths are padded and
+hidden, prefixes are kept apart, so a row never meets another task's positions.
 """
 
 from collections.abc import Sequence
@@ -43,40 +43,20 @@ def _rows(values: Tensor, count: int) -> Tensor:
     return values.repeat_interleave(count // len(values), 0)
 
 
-def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int], kept: dict[Any, Any]) -> Prefix:
-    """Each row's keys and values; rows with none, or with shorter ones, have hidden columns on the left. kept: what is the same at
-    all layers of a call, and made once."""
-    made = [delta() if isinstance(delta, KeyValueDelta) else None for delta in deltas]
-    offset = any(isinstance(delta, KeyValueDelta) and delta.offset for delta in deltas)
-    like = next(pair for pair in made if pair is not None)
-    if len(made) == 1:
-        keys, values = (part if len(part) == 1 else _rows(part, counts[0]) for part in like)
-        return Prefix(keys, values, None, offset, kept)
-    lengths = [0 if pair is None else pair[0].shape[2] for pair in made]
-    longest = max(lengths)
-    if (word := (*lengths, *counts)) not in kept:
-        columns = torch.arange(longest, device=like[0].device)
-        each = zip(lengths, counts, strict=True)
-        kept[word] = torch.cat([(columns >= longest - length).expand(count, -1) for length, count in each])
-    sides = [_room(kept, side, sum(counts), longest, like[side]) for side in (0, 1)]
-    stop = 0
-    for pair, length, count in zip(made, lengths, counts, strict=True):
-        span = slice(stop, stop := stop + count)
-        for whole, own in zip(sides, pair or (), strict=False):
-            # Each task's rows as an axis of their own: its values go to all of them in one copy.
-            whole[span, :, longest - length :].unflatten(0, (len(own), -1)).copy_(own[:, None])
-    return Prefix(sides[0], sides[1], kept[word], offset, kept)
-
-
-def _room(kept: dict[Any, Any], side: int, rows: int, longest: int, like: Tensor) -> Tensor:
-    """(rows, H, longest, D) for the keys (side 0) or values (1) of all rows, finite where nothing is written. An attention copies
-    them, so that the next layer may write to the same, unless gradients are wanted."""
-    shape = (rows, like.shape[1], longest, like.shape[3])
-    if torch.is_grad_enabled():
-        return like.new_zeros(shape)
-    if (word := ("room", side, shape, like.dtype)) not in kept:
-        kept[word] = like.new_zeros(shape)
-    return kept[word]
+def mix_prefixes(deltas: Sequence[Delta | None], counts: Sequence[int], kept: dict[Any, Any]) -> list[Prefix]:
+    """Each run's keys and values; neighbouring runs without any are one. kept: what is the same at all layers of a call, and
+    made once."""
+    found: list[Prefix] = []
+    for delta, count in zip(deltas, counts, strict=True):
+        if isinstance(delta, KeyValueDelta):
+            masks = kept.setdefault(("masks", len(found)), {})
+            key, value = delta()
+            found.append(Prefix(count, key, value, delta.offset, masks))
+        elif found and found[-1].key is None:
+            found[-1] = Prefix(found[-1].rows + count, None, None)
+        else:
+            found.append(Prefix(count, None, None))
+    return found
 
 
 def mix_prompts(

@@ -221,7 +221,7 @@ class Residents:
         def replace() -> Tensor | None:
             return self._route.replacement(key)
 
-        def extend(rows: int) -> Prefix | None:
+        def extend(rows: int) -> list[Prefix] | None:
             return self._route.prefix(key, rows)
 
         def enter(rows: int) -> Prompts | None:

@@ -97,8 +97,8 @@ class Route:
             return y
         return mix_projections(deltas, self._counts(y.shape[0]), x, y)
 
-    def prefix(self, key: str, rows: int) -> Prefix | None:
-        """What goes before the keys and values of an attention."""
+    def prefix(self, key: str, rows: int) -> list[Prefix] | None:
+        """What goes before the keys and values of an attention, run by run."""
         deltas = self._at(key)
         return None if all(delta is None for delta in deltas) else mix_prefixes(deltas, self._counts(rows), self._kept)
 

@@ -3,6 +3,7 @@
 transformers lets an attention function be registered by name; each attention module calls it with queries, keys and values
 (B, H, T, D) after the position encoding and after the key-value cache. Ours puts a prefix there and hands on to the very
 function that the model used before (sdpa, or the eager one of its own modelling file), so without a prefix nothing changes.
+In bf16 on a CPU, sdpa's place is taken by the products written out.
 
 B rows, H heads, T queries, S keys, P virtual positions, D width of a head.
 """
@@ -15,27 +16,28 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from intarsia.backbone.attention_products import products, wants_products
 from intarsia.errors import BackboneError
 from intarsia.sites import Site
 
 
 class Prefix(NamedTuple):
-    """What stands before an attention's keys and values in one call."""
+    """What stands before the keys and values of some neighbouring rows of a call."""
 
-    key: Tensor
-    """(B or 1, H, P, D)"""
-    value: Tensor
-    """(B or 1, H, P, D)"""
-    visible: Tensor | None = None
-    """(B, P) bool, where rows have prefixes of unequal length; None: all are seen."""
+    rows: int
+    """R of them."""
+    key: Tensor | None
+    """(N, H, P, D): N divides R, and each is for R / N neighbouring rows. None: these rows have no prefix."""
+    value: Tensor | None
+    """(N, H, P, D)"""
     offset: bool = False
     """Whether positions count the prefix; only a relative position bias (T5) needs to know."""
     masks: dict[Any, Any] | None = None
     """Kept from layer to layer of a call: the same mask need not be made longer at each of them."""
 
 
-Extend = Callable[[int], Prefix | None]
-"""rows of this call -> what to put before them, or None."""
+Extend = Callable[[int], Sequence[Prefix] | None]
+"""rows of this call -> what to put before them, in order; or None."""
 Watch = Callable[[nn.Module, Tensor, Tensor], None]
 """(module, keys, values), as the module's own."""
 Result = tuple[Tensor, Tensor | None]
@@ -51,7 +53,8 @@ def _over_sdpa(
 ) -> Result:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    return _attend(sdpa_attention_forward, module, query, key, value, mask, more)
+    inner = products if wants_products(query.dtype, query.device) else sdpa_attention_forward
+    return _attend(inner, module, query, key, value, mask, more)
 
 
 def _over_eager(
@@ -77,64 +80,94 @@ def _attend(
     if watch is not None:
         watch(module, key, value)
     extend: Extend | None = module.__dict__.get(EXTEND)
-    prefix = None if extend is None else extend(query.shape[0])
-    if prefix is None:
+    parts = None if extend is None else extend(query.shape[0])
+    if parts is None:
         return inner(module, query, key, value, mask, **more)
-    more = dict(more)
-    if (bias := more.get("position_bias")) is not None:
-        more["position_bias"] = _longer_bias(module, bias, prefix)
-    causal = more.pop("is_causal", None)
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    mask = _once(prefix, mask, query, key, bool(causal))
-    if additive and mask is not None and mask.dtype == torch.bool:
-        # Eager attention adds its mask to the scores; the model made none here, and ours is boolean.
-        mask = torch.zeros(mask.shape, dtype=query.dtype, device=mask.device).masked_fill(
-            ~mask, torch.finfo(query.dtype).min
-        )
-    rows = query.shape[0]
-    key = torch.cat([prefix.key.to(key.dtype).expand(rows, -1, -1, -1), key], dim=2)
-    value = torch.cat([prefix.value.to(value.dtype).expand(rows, -1, -1, -1), value], dim=2)
-    # A mask of our own says all; left to itself sdpa would cut the keys to the first T, and lose the last P real ones.
-    return inner(module, query, key, value, mask, is_causal=False, **more)
+    # Rows with prefixes of one length by themselves: nobody's keys are copied, padded or hidden for the sake of others.
+    found, stop = [], 0
+    for part in parts:
+        span = slice(stop, stop := stop + part.rows)
+        q, k, v = (x if len(parts) == 1 else x[span] for x in (query, key, value))
+        own = dict(more)
+        if (bias := more.get("position_bias")) is not None:
+            own["position_bias"] = _own(bias, span)
+        if part.key is None or part.value is None:
+            found.append(inner(module, q, k, v, None if mask is None else _own(mask, span), **own))
+            continue
+        if bias is not None:
+            own["position_bias"] = _longer_bias(module, own["position_bias"], part)
+        causal = own.pop("is_causal", None)
+        causal = getattr(module, "is_causal", True) if causal is None else causal
+        longer = _once(part, mask, span, q, k, causal=bool(causal))
+        if additive and longer is not None and longer.dtype == torch.bool:
+            # Eager attention adds its mask to the scores; the model made none here, and ours is boolean.
+            longer = torch.zeros(longer.shape, dtype=query.dtype, device=longer.device).masked_fill(
+                ~longer, torch.finfo(query.dtype).min
+            )
+        k, v = (_before(own_keys, x) for own_keys, x in ((part.key, k), (part.value, v)))
+        # A mask of our own says all; left to itself sdpa would cut the keys to the first T, and lose the last P real ones.
+        found.append(inner(module, q, k, v, longer, is_causal=False, **own))
+    return found[0] if len(found) == 1 else _joined(found)
 
 
-def _once(prefix: Prefix, mask: Tensor | None, query: Tensor, key: Tensor, causal: bool) -> Tensor | None:
-    """`_longer_mask`, not made again where the layer before had the same."""
+def _own(x: Tensor, span: slice) -> Tensor:
+    """Of some rows; (1, ...) is everyone's."""
+    return x if x.shape[0] == 1 else x[span]
+
+
+def _before(prefix: Tensor, x: Tensor) -> Tensor:
+    """(N, H, P, D) and (R, H, S, D) -> (R, H, P + S, D), in one copy."""
+    count = prefix.shape[0]
+    each = x.unflatten(0, (count, x.shape[0] // count))
+    return torch.cat([prefix.to(x.dtype)[:, None].expand(-1, each.shape[1], -1, -1, -1), each], dim=3).flatten(0, 1)
+
+
+def _joined(found: Sequence[Result]) -> Result:
+    """The results of neighbouring rows as one. Attention's weights, where they are given, are as wide as the widest."""
+    weights = [own for _, own in found if own is not None]
+    outputs = torch.cat([output for output, _ in found])
+    if len(weights) < len(found):
+        return outputs, None
+    widest = max(own.shape[-1] for own in weights)
+    return outputs, torch.cat([nn.functional.pad(own, (widest - own.shape[-1], 0)) for own in weights])
+
+
+def _once(prefix: Prefix, mask: Tensor | None, span: slice, query: Tensor, key: Tensor, *, causal: bool) -> Tensor | None:
+    """`_longer_mask` of the rows' own mask, not made again where the layer before had the same."""
+    assert prefix.key is not None
+    length, (queries, keys) = prefix.key.shape[2], (query.shape[2], key.shape[2])
+
+    def make() -> Tensor | None:
+        own = None if mask is None else _own(mask, span)
+        return _longer_mask(own, length, queries, keys, causal=causal, device=key.device)
+
     if prefix.masks is None:
-        return _longer_mask(mask, query, key, prefix, causal=causal)
-    held = prefix.masks.get(("longer", causal))
-    size = (prefix.key.shape[2], query.shape[2], key.shape[2], key.device)
-    # The masks themselves are held too, so that no other can have their place in memory.
-    if held is None or held[0] is not mask or held[1] is not prefix.visible or held[2] != size:
-        held = mask, prefix.visible, size, _longer_mask(mask, query, key, prefix, causal=causal)
-        prefix.masks["longer", causal] = held
-    return held[3]
+        return make()
+    held = prefix.masks.get(causal)
+    size = (span.start, span.stop, length, queries, keys, key.device)
+    # The mask itself is held too, so that no other can have its place in memory.
+    if held is None or held[0] is not mask or held[1] != size:
+        held = prefix.masks[causal] = mask, size, make()
+    return held[2]
 
 
-def _longer_mask(mask: Tensor | None, query: Tensor, key: Tensor, prefix: Prefix, *, causal: bool) -> Tensor | None:
+def _longer_mask(
+    mask: Tensor | None, length: int, queries: int, keys: int, *, causal: bool, device: torch.device
+) -> Tensor | None:
     """The mask with columns for the prefix on its left: [ones | mask], or [ones | tril] where there was none."""
-    queries, keys = query.shape[2], key.shape[2]
     if mask is None:
-        if causal and queries > 1:
-            mask = torch.ones(queries, keys, dtype=torch.bool, device=key.device).tril()[None, None]
-        elif prefix.visible is None:
+        if not causal or queries == 1:
             return None
-        else:
-            mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(-1, -1, queries, keys)
-    length = prefix.key.shape[2]
-    seen = torch.ones(1, length, dtype=torch.bool, device=mask.device) if prefix.visible is None else prefix.visible
-    columns = seen[:, None, None, :]
-    if mask.dtype != torch.bool:
-        low = torch.finfo(mask.dtype).min
-        columns = torch.zeros(columns.shape, dtype=mask.dtype, device=mask.device).masked_fill(~columns, low)
-    rows = max(mask.shape[0], columns.shape[0])
-    columns = columns.expand(rows, mask.shape[1], mask.shape[2], length)
-    return torch.cat([columns, mask.expand(rows, -1, -1, -1)], dim=-1)
+        mask = torch.ones(queries, keys, dtype=torch.bool, device=device).tril()[None, None]
+    # Seen by all: True, or nothing to add.
+    fill = 1 if mask.dtype == torch.bool else 0
+    return nn.functional.pad(mask, (length, 0), value=fill)
 
 
 def _longer_bias(module: nn.Module, bias: Tensor, prefix: Prefix) -> Tensor:
     """T5's relative bias with columns for the prefix: zeros, since a prefix has no place; with `offset`, the bias of tokens
     that stand right before the others (as after P cached tokens)."""
+    assert prefix.key is not None
     length = prefix.key.shape[2]
     table: Any = module.__dict__.get(_RELATIVE)
     if not prefix.offset or table is None:

@@ -9,7 +9,7 @@ K members, S columns, G segments (rows, and stretches of unused columns), P virt
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,16 +52,17 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     segments: Segments = module.__dict__[_SEGMENTS]
     extend: Extend | None = module.__dict__.get(EXTEND)
     members, heads, columns, width = query.shape
-    prefix = None if extend is None else extend(members)
+    prefixes = None if extend is None else extend(members)
     window = more.get("sliding_window") or 0
-    if 0 < window < segments.longest and (prefix is not None or not causal):
+    if 0 < window < segments.longest and (prefixes is not None or not causal):
         raise UnsupportedError("packed rows do not know a sliding window beside a prefix, or in an encoder")
     starts_k, longest_k = segments.starts, segments.longest
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    if prefix is not None:
+    if prefixes is not None:
         assert segments.order is not None, "the layout has room for prefixes wherever a task has one"
         starts_k, longest_k = segments.starts_k, segments.longest_k
-        k, v = (_with_prefix(own, x, segments.order) for own, x in ((prefix.key, key), (prefix.value, value)))
+        k = _with_prefix([(part.rows, part.key) for part in prefixes], key, segments.order)
+        v = _with_prefix([(part.rows, part.value) for part in prefixes], value, segments.order)
     found = segment_attention(
         q,
         k,
@@ -77,10 +78,17 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     return found.view(members, columns, heads, -1), None
 
 
-def _with_prefix(prefix: Tensor, own: Tensor, order: Tensor) -> Tensor:
-    """(K or 1, H, P, D) and (K, H, S, D) -> (M, H, D): each row's keys with the prefix before them."""
-    prefix = prefix.to(own.dtype).expand(own.shape[0], -1, -1, -1)
-    return torch.cat([prefix, own], dim=2).transpose(1, 2).flatten(0, 1).index_select(0, order)
+def _with_prefix(parts: Sequence[tuple[int, Tensor | None]], own: Tensor, order: Tensor) -> Tensor:
+    """Members and their prefixes (n or 1, H, P, D), and (K, H, S, D) -> (M, H, D): each row's keys with the prefix before them."""
+    longest = max(prefix.shape[2] for _, prefix in parts if prefix is not None)
+    heads, width = own.shape[1], own.shape[3]
+    sides = []
+    for count, prefix in parts:
+        side = own.new_zeros(1, heads, 0, width) if prefix is None else prefix.to(own.dtype)
+        side = nn.functional.pad(side, (0, 0, longest - side.shape[2], 0))  # what stands there, `order` does not name
+        sides.append(side.expand(count, -1, -1, -1))
+    whole = sides[0] if len(sides) == 1 else torch.cat(sides)
+    return torch.cat([whole, own], dim=2).transpose(1, 2).flatten(0, 1).index_select(0, order)
 
 
 def _no_mask(*_args: Any, **_more: Any) -> None:
