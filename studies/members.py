@@ -13,7 +13,7 @@ import torch
 
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.data import EncodedPairs, GenerationSource
+from intarsia.data import Encoded, EncodedPairs, EncodedSource, GenerationSource
 from intarsia.errors import TrainingError
 from intarsia.heads import Decoding, Head
 from intarsia.methods import Method
@@ -26,13 +26,13 @@ from studies.pool import Job, Run
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One run: a generation task over a decoder, without validation."""
+    """One run, without validation: texts over a decoder, or labels."""
 
     job: Job
     """Its last word is the seed."""
     method: Method
     head: Head
-    rows: EncodedPairs
+    rows: EncodedPairs | Encoded
     settings: TrainSettings
 
 
@@ -95,7 +95,8 @@ def trained(backbone: Backbone, plans: Sequence[Plan]) -> Iterator[Trained]:
             entries = []
             for task, plan in zip(tasks, plans, strict=True):
                 arrangement = arranged("auto", task, backbone, plan.settings)
-                train = GenerationSource(
+                kind: Any = EncodedSource if isinstance(plan.rows, Encoded) else GenerationSource
+                train = kind(
                     plan.rows, plan.settings.batch_size, pad_id=pad, seed=plan.settings.seed, arrangement=arrangement
                 )
                 out = Path(folder) / task.name
