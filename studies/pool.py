@@ -101,8 +101,6 @@ def _work(jobs: Any, results: Any, begin: Begin, arguments: argparse.Namespace) 
 
     torch.set_num_threads(1)
     torch.set_float32_matmul_precision("high")
-    # Seen on an H100 with torch 2.11: cuDNN's attention fails now and then while decoding ("mha_graph.execute").
-    torch.backends.cuda.enable_cudnn_sdp(False)
     together = begin(arguments)
     while (pack := jobs.get()) is not None:
         try:
