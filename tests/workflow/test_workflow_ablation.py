@@ -207,7 +207,7 @@ def test_the_suggestion_is_the_most_bottom_layers_within_the_tolerance():
     assert found.stacks[0].can_go == 1
     said = " ".join(words(found))
     assert (
-        "The bottom 1 of 2 layers can go without modules within 1 % of the score: −0.5, answering 1.25 times as fast"
+        "The bottom layer of 2 can go without modules within 1 % of the score: −0.5, answering 1.25 times as fast"
         in said
     )
     assert "--set 'method.leave_out=[0]'" in said

@@ -4,16 +4,20 @@ import json
 import os
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
 from intarsia.backbone import Backbone
+from intarsia.data import Encoded, EncodedSource
 from intarsia.errors import ConfigError
 from intarsia.task import Task
 from intarsia.workflow.compare import compare, probing, testing
 from intarsia.workflow.compare import ledger as ledgers
 from intarsia.workflow.compare.settings import from_mapping
+from intarsia.workflow.reading import scored_together
 from workflow.compare_standins import Clock, FakePack, Killed, ledger_lines
 
 METHODS = {"lora": {"sizes": [2, 4]}, "adapter": {"sizes": [2]}, "prompt": {"sizes": [3]}, "full": {}}
@@ -248,6 +252,36 @@ def test_a_resumed_comparison_is_the_same_comparison(settings, loaded, clock):
         compare(settings(), backbone=loaded, packs=pack)
     with pytest.raises(ConfigError, match="seeds was 3 and is 4"):
         compare(settings(seeds=4), backbone=loaded, packs=pack, resume=True)
+
+
+def test_a_folder_that_was_moved_goes_on(settings, loaded, clock, unscored, tmp_path):
+    kills = [Killed]
+
+    def once():
+        if kills:
+            raise kills.pop()
+
+    with pytest.raises(Killed):
+        compare(settings(), backbone=loaded, packs=FakePack(score, clock, interrupt=once))
+    moved = settings().base.out.rename(tmp_path / "elsewhere")
+    found = compare(settings(moved, budget=3000.0), backbone=loaded, packs=FakePack(score, clock), resume=True)
+    assert found.best.family == "lora"
+    assert found.budget == 3000
+    assert (moved / "best" / "task.json").exists()
+
+
+def test_a_gpu_scores_rows_in_larger_batches_than_it_is_trained_with():
+    def batches(device, lengths):
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
+        encoded = Encoded(
+            "classification", np.zeros(offsets[-1], int), offsets, None, None, np.zeros(len(lengths)), 0, 0
+        )
+        source = EncodedSource(encoded, 32, pad_id=0)
+        return scored_together(source, SimpleNamespace(device=torch.device(device))).plan(0)
+
+    assert [len(rows) for rows in batches("cuda", [100] * 400)] == [163, 163, 74]
+    assert [len(rows) for rows in batches("cuda", [4000] * 40)] == [32, 8]  # as many as a step has, at least
+    assert [len(rows) for rows in batches("cpu", [100] * 70)] == [32, 32, 6]
 
 
 def test_a_method_that_the_backbone_cannot_do_is_left_out(decoder, files, tmp_path, clock, monkeypatch):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as trials
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -207,6 +208,7 @@ def test_without_a_budget_nothing_is_given_up():
     assert most == max(one.steps for one in found)
 
 
+@trials(deadline=None)
 @given(budget=st.floats(20, 20_000), step=st.floats(0.01, 2), seeds=st.integers(1, 5))
 def test_a_plan_fits_its_time_and_takes_what_it_can(budget, step, seeds):
     found = candidates()
@@ -266,6 +268,7 @@ def test_waves_halve_down_to_two():
     assert halved(2, 2) == (2, 2)
 
 
+@trials(deadline=None)
 @given(limit=st.integers(-2, 120))
 def test_longest_is_the_last_that_fits(limit):
     found = longest(lambda steps: float(steps), 100, limit)
@@ -339,6 +342,7 @@ def test_time_before_a_kill_counts(tmp_path):
 SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
 
+@trials(deadline=None)
 @given(values=SCORES)
 def test_the_interval_is_students(values):
     found = interval(values)
@@ -352,6 +356,7 @@ def test_one_seed_has_no_interval():
     assert interval([0.5]).half is None
 
 
+@trials(deadline=None)
 @given(pairs=st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=8))
 def test_common_seeds_are_compared_in_pairs(pairs):
     a, b = ({seed: pair[i] for seed, pair in enumerate(pairs)} for i in (0, 1))
@@ -382,6 +387,7 @@ def test_holm_corrects_in_order_and_never_falls():
     assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
+@trials(deadline=None)
 @given(points=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 20)), min_size=1, max_size=12))
 def test_nothing_beats_the_front(points):
     front = pareto(points)

@@ -14,7 +14,7 @@ from intarsia.workflow.compare.report import write_report
 from intarsia.workflow.compare.report.cells import costs, duration, plus_minus, ranking, shown, size, stopped
 from intarsia.workflow.compare.report.plots import pictures
 from intarsia.workflow.compare.report.svg import Plot, axis, short
-from intarsia.workflow.compare.report.words import cautions, verdict
+from intarsia.workflow.compare.report.words import cautions, how, verdict
 from intarsia.workflow.compare.statistics import Interval
 from intarsia.workflow.compare.summary import Curve, Point, Row, Summary, _compare_with_baseline
 
@@ -81,6 +81,7 @@ def summary(**changes):
         "not_tried": [],
         "cut": [],
         "spent": 512.0,
+        "budget": 600.0,
     }
     found = Summary(**{**facts, **changes})
     _compare_with_baseline(found)
@@ -186,6 +187,8 @@ def test_short_runs_are_said_to_be_short():
     for one in found.rows:
         one.full_steps = 4000
     assert any("10 % of their recipes' length" in line for line in cautions(found))
+    assert verdict(found)[-1].startswith("The final runs had only 10 %")
+    assert not any("only" in line for line in verdict(summary()))
 
 
 def test_a_lower_loss_is_ahead():
@@ -238,6 +241,7 @@ def test_words_beside_points_do_not_lie_on_each_other_or_outside():
     root = ET.fromstring(plot.svg())
     names = [node for node in root.iter() if node.get("class") == "name"]
     boxes = []
+    assert {node.text for node in names} == {"adapter width 48", "adapter width 8", "lora rank 8", "full"}
     for node in names:
         x, y, width = float(node.get("x")), float(node.get("y")), 6.1 * len(node.text)
         left = x - width if node.get("text-anchor") == "end" else x
@@ -246,6 +250,28 @@ def test_words_beside_points_do_not_lie_on_each_other_or_outside():
         assert left + width <= 440
     for i, (left, right, y) in enumerate(boxes):
         assert not any(abs(y - other) < 12 and left < stop and start < right for start, stop, other in boxes[:i])
+
+
+def test_words_stand_beside_other_points_and_not_on_them():
+    plot = Plot(axis([1, 100], log=True), axis([0, 1]), x_title="x", y_title="y", label="l")
+    points = [(10, 0.5, "lora rank 8"), (12, 0.5, "prefix"), (14, 0.5, "prompt"), (12, 0.53, "head")]
+    plot.labels(points)
+    dots = [plot.place(x, y) for x, y, _ in points]
+    for node in (node for node in ET.fromstring(plot.svg()).iter() if node.get("class") == "name"):
+        x, y, width = float(node.get("x")), float(node.get("y")), 6.1 * len(node.text)
+        left = x - width if node.get("text-anchor") == "end" else x
+        assert not any(left < dot + 4 and dot - 4 < left + width and y - 8 < at < y for dot, at in dots), node.text
+
+
+def test_the_price_of_each_of_a_thousand_tasks_holds_its_share_of_the_backbone():
+    found = costs(summary())
+    lora = found.rows[2]
+    assert found.headers[-3:] == ["1,000 tasks: disk", "each of them", "1,000 tasks: time"]
+    assert lora[-3:] == ["350 MB", "350 kB", "16.7 h"]  # 1,000 x 4 x 76,038 bytes and 45.4 MB; 1,000 minutes
+
+
+def test_the_budget_that_was_given_last_is_the_one_that_is_told():
+    assert "8.53 min in all, of a budget of 15 min." in how(summary(budget=900.0))[1]
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,8 @@ def _suggestion(found: Ablation, stack: Stack) -> str:
     within = f"within {100 * found.tolerance:g} % of the score"
     if stack.can_go:
         one = next(one for one in stack.dropped if one.layers == stack.can_go)
-        said = f"{where}the bottom {one.layers} of {stack.depth} layers can go without modules {within}: {_gain(found, one)}."
+        which = f"{one.layers} of {stack.depth} layers" if one.layers > 1 else f"layer of {stack.depth}"
+        said = f"{where}the bottom {which} can go without modules {within}: {_gain(found, one)}."
     else:
         said = f"{where}no bottom layer's modules can be left out {within}."
     best, widest = stack.can_go, stack.widest
@@ -147,7 +148,9 @@ def _sections(found: Ablation) -> list[tuple[str, str, Table, list[list[float | 
         )
         if len(stack.blocks) < stack.depth:
             parts.append((f"Without those of one layer{where}", "", single(found, stack), None))
-        note = "Speed: rows a second while answering, over those with all modules; medians of runs in turn."
+        note = (
+            "Speed: rows a second while answering, over those with all modules; each batch's quickest of several turns."
+        )
         parts.append((f"Bottom layers without modules{where}", note, dropped(found, stack), None))
     if found.lengths:
         parts.append(("Fewer virtual tokens", "The first of them are kept.", lengths(found), None))

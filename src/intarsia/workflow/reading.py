@@ -22,6 +22,8 @@ from intarsia.task import Task
 from intarsia.taskfile import read_description
 
 Source = EncodedSource | GenerationSource
+SCORED_TOKENS = 16_384
+"""Of a batch that is scored on a GPU, padding included."""
 
 
 def head_of(task: Task) -> Head:
@@ -75,6 +77,13 @@ def source_of(
         seed=seed,
         arrangement=arrangement,
     )
+
+
+def scored_together(source: Source, backbone: Backbone) -> Source:
+    """The same rows in larger batches on a GPU, for scoring: it would wait for Python, and nothing is kept for a backward pass."""
+    if backbone.device.type == "cuda" and isinstance(source, EncodedSource) and len(source.encoded):
+        source.batch_size = max(source.batch_size, SCORED_TOKENS // int(source.encoded.lengths.max()))
+    return source
 
 
 def texts_per_row(folder: Path) -> int:

@@ -29,7 +29,7 @@ from intarsia.training import (
     validation_metric,
 )
 from intarsia.training.packed import arranged
-from intarsia.workflow.reading import Source, longest_label, source_of
+from intarsia.workflow.reading import Source, longest_label, scored_together, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
 from intarsia.workflow.sections import GenerationSettings, RunSettings
 
@@ -333,6 +333,8 @@ def _sources(settings: RunSettings, task: Task, backbone: Backbone, notes: list[
             arrangement=arranged(train.batches, task, backbone, train),
             cache=cache_folder() / "tokens",
         )
+        if seed is None:
+            made = scored_together(made, backbone)
         notes.extend(made.encoded.notes)
         count = len(made.encoded)
         if made.encoded.truncated:

@@ -88,7 +88,7 @@ class _Comparison:
         if self.ledger.last("choice") is None:
             self.view.say(choose(self.ledger, self.sign))
         score_chosen(self.ledger, self.backbone, self.splits, self.view.say)
-        self.ledger.add("end")
+        self.ledger.add("end", budget=self.settings.budget)
 
     # -- what is tried -------------------------------------------------------------------------------------------------
 
@@ -101,7 +101,7 @@ class _Comparison:
             "backbone": self.backbone.fingerprint,
         }
         if begun := self.ledger.last("start"):
-            check_same(*(_without_budget({key: x[key] for key in facts}) for x in (begun, as_json(facts))))
+            check_same(*(_lasting({key: x[key] for key in facts}) for x in (begun, as_json(facts))))
             return
         for note in self.splits.notes:
             self.view.say(note)
@@ -233,5 +233,6 @@ def _rung(index: int) -> str:
     return f"search {index + 1}"
 
 
-def _without_budget(facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {**facts, "settings": {**facts["settings"], "budget": None}}
+def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What a resumed comparison must share: there may be more time, and the folder may have been moved."""
+    return {**facts, "settings": {**facts["settings"], "budget": None, "out": None}}

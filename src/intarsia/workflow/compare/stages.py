@@ -95,10 +95,17 @@ class Stages:
             for one in todo
         ]
 
+        steps = {run.name: one["steps"] for run, one in zip(runs, todo, strict=True)}
+        last = {run.name: (self.ledger.spent(), 0) for run in runs}
+
         def prune(name: str, step: int, value: float) -> bool:
             self.ledger.add("evaluated", run=name, step=step, value=value)
             self.view.evaluated(name, step, value)
-            return deadline is not None and self.ledger.spent() > deadline
+            (then, before), now, total = last[name], self.ledger.spent(), steps[name]
+            last[name] = now, step
+            # Between two evaluations nobody looks at the clock: it counts when the next one would be.
+            ahead = min(step - before, total - step) / max(1, step - before)
+            return deadline is not None and now + ahead * (now - then) > deadline
 
         results = self.packs(runs, resume=True, backbone=self.backbone, prune=prune)
         for one, run, result in zip(todo, runs, results, strict=True):

@@ -106,6 +106,8 @@ class Summary:
     cut: list[str]
     """Final runs that the budget cut short."""
     spent: float
+    budget: float | None
+    """Seconds, as it was given last."""
 
     @property
     def best(self) -> Row:
@@ -164,6 +166,7 @@ def summarise(events: Sequence[Event], out: Path) -> Summary:
         not_tried=sorts["plan"][-1]["given_up"],
         cut=[run["run"] for run in runs if run["stage"] == FINAL and run["stopped"] == "pruned"],
         spent=events[-1]["spent"],
+        budget=events[-1].get("budget", start["settings"]["budget"]),
     )
     _compare_with_baseline(summary)
     return summary

@@ -16,7 +16,7 @@ from intarsia.training.record import RUN
 from intarsia.workflow.answers import named
 from intarsia.workflow.compare.choosing import complete
 from intarsia.workflow.compare.ledger import Event, Ledger
-from intarsia.workflow.reading import head_of, source_of
+from intarsia.workflow.reading import head_of, scored_together, source_of
 from intarsia.workflow.scoring import resident, score
 
 BEST = "best"
@@ -56,7 +56,7 @@ def _scored(
     task: Task, backbone: Backbone, rows: Rows, *, with_answers: bool
 ) -> tuple[dict[str, float], dict[str, Any]]:
     task.requires_grad_(False)
-    source = source_of(rows, task, backbone, BATCH, cache=cache_folder() / "tokens")
+    source = scored_together(source_of(rows, task, backbone, BATCH, cache=cache_folder() / "tokens"), backbone)
     with resident(backbone, [task]) as bank:
         found = score(bank, task, source)
     if not with_answers:

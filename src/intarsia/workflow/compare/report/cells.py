@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from intarsia.workflow.compare.statistics import Interval, interval
-from intarsia.workflow.compare.summary import Row, Summary
+from intarsia.workflow.compare.summary import TASKS, Row, Summary
 
 PER_CENT = frozenset(
     {
@@ -105,7 +105,8 @@ def _against(row: Row, summary: Summary) -> list[str]:
 def costs(summary: Summary) -> Table:
     """The final rows: what they cost, for one task and for a thousand."""
     headers = [
-        "method", "trained", "of the backbone", "on disk", "peak memory", "time", "1,000 tasks: disk", "1,000 tasks: time"
+        "method", "trained", "of the backbone", "on disk", "peak memory", "time",
+        "1,000 tasks: disk", "each of them", "1,000 tasks: time",
     ]  # fmt: skip
     rows = []
     for row in summary.finals or summary.rows[:1]:
@@ -120,6 +121,7 @@ def costs(summary: Summary) -> Table:
                 "-" if row.memory is None else size(row.memory),
                 duration(row.seconds),
                 size(disk),
+                size(disk / TASKS),
                 duration(seconds),
             ]
         )

@@ -1,7 +1,7 @@
 """Plots as SVG, by hand: they follow the page's colours in dark mode, scale, print, and need nothing from a network."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -77,22 +77,17 @@ class Plot:
         self.parts.append(f'<circle class="dot {kind}" cx="{cx}" cy="{cy}" r="4.5">{named}</circle>')
 
     def labels(self, named: Sequence[tuple[float, float, str]]) -> None:
-        """Words beside points, moved apart where they would lie on each other."""
-        taken: list[tuple[float, float, float]] = []
-        for x, y, text in sorted(named, key=lambda one: -one[1]):
-            px, py = self.place(x, y)
-            width = 6.1 * len(text)
-            end = px + 8 + width > WIDTH
-            left = px - 8 - width if end else px + 8
-            at = py + 4
-            while any(abs(at - other) < 12 and left < stop and start < left + width for start, stop, other in taken):
-                at += 3
-            at = min(at, HEIGHT - BOTTOM - 2)
-            taken.append((left, left + width, at))
-            anchor = ' text-anchor="end"' if end else ""
-            self.parts.append(
-                f'<text class="name" x="{px - 8 if end else px + 8}" y="{at}"{anchor}>{escape(text)}</text>'
+        """Words beside points: to the right, else to the left, else further up or down, where they lie on nothing else."""
+        places = [self.place(x, y) for x, y, _ in named]
+        taken = [(x - 6.0, y - 6.0, x + 6.0, y + 6.0) for x, y in places]
+        for (x, y), (_, _, text) in sorted(zip(places, named, strict=True), key=lambda one: one[0][1]):
+            box = next(
+                (box for box in _boxes(x, y, 6.3 * len(text)) if not any(_meet(box, other) for other in taken)), None
             )
+            left, top, right, bottom = box or next(_boxes(x, y, 6.3 * len(text)))
+            taken.append((left, top, right, bottom))
+            at, anchor = (right, ' text-anchor="end"') if right <= x else (left, "")
+            self.parts.append(f'<text class="name" x="{at:.1f}" y="{bottom - 2:.1f}"{anchor}>{escape(text)}</text>')
 
     def svg(self) -> str:
         """The whole picture."""
@@ -122,6 +117,26 @@ class Plot:
             f'<text class="title" transform="translate(12 {(TOP + bottom) / 2}) rotate(-90)" '
             f'text-anchor="middle">{escape(y_title)}</text>'
         )
+
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+def _boxes(x: float, y: float, width: float) -> Iterator[Box]:
+    """Where words of this width may stand beside a point, the best places first."""
+    for away in (0, 1, -1, 2, -2, 3, -3, 4, -4, 5, -5):
+        top = y - 6 + 12 * away
+        if not TOP <= top <= HEIGHT - BOTTOM - 13:
+            continue
+        for left in (x + 8, x - 8 - width):
+            if left >= LEFT and left + width <= WIDTH:
+                yield left, top, left + width, top + 12
+    yield x + 8, y - 6, x + 8 + width, y + 6
+
+
+def _meet(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def short(value: float) -> str:

@@ -4,6 +4,7 @@ import math
 import platform
 from collections.abc import Sequence
 
+from intarsia.workflow.compare.budget import WORTHWHILE
 from intarsia.workflow.compare.report.cells import duration, plus_minus, shown, size
 from intarsia.workflow.compare.statistics import interval
 from intarsia.workflow.compare.summary import Row, Summary
@@ -35,6 +36,10 @@ def verdict(summary: Summary) -> list[str]:
     if not best.final:
         said.append(
             "The budget was too short for fresh seeds: this is the choice of one short run, and no more than a hint."
+        )
+    if (shares := _shares(summary)) and max(shares) < WORTHWHILE:
+        said.append(
+            f"The final runs had only {_range(shares)} % of their recipes' length: a hint, and no more; give it more time."
         )
     if short := _seeds_short(summary):
         said.append(short)
@@ -69,7 +74,7 @@ def cautions(summary: Summary) -> list[str]:
         said.append(
             "There is no labelled test split: these are validation scores, by which the choice was made, so they flatter."
         )
-    shares = [row.steps / row.full_steps for row in summary.finals if row.full_steps]
+    shares = _shares(summary)
     if shares and min(shares) < SHORT:
         said.append(
             f"The final runs had {_range(shares)} % of their recipes' length, for want of time: methods that start slowly look "
@@ -82,6 +87,11 @@ def cautions(summary: Summary) -> list[str]:
     said += [f"Left out: {event['shape']}: {event['why']}" for event in summary.left_out]
     said += [f"Failed: {event['run']}: {event['message']}" for event in summary.failed]
     return said
+
+
+def _shares(summary: Summary) -> list[float]:
+    """Of their recipes' length, of the final runs."""
+    return [row.steps / row.full_steps for row in summary.finals if row.full_steps]
 
 
 def _range(shares: Sequence[float]) -> str:
@@ -100,9 +110,10 @@ def _grouped(candidates: Sequence[str]) -> str:
 
 def how(summary: Summary) -> list[str]:
     """How it was done, and on what."""
-    start, settings = summary.start, summary.start["settings"]
+    start = summary.start
     rows = ", ".join(f"{count:,} {name}" for name, count in start["rows"].items() if count)
-    budget = "no budget" if settings["budget"] is None else f"of a budget of {duration(settings['budget'])}"
+    budget = "no budget" if summary.budget is None else f"of a budget of {duration(summary.budget)}"
+    commit, dash, changed = (start["commit"] or "unknown").partition("-")
     hardware, versions = start["hardware"], start["versions"]
     where = ", ".join(
         filter(None, [", ".join(hardware["gpus"]), hardware["cpu"] or platform.machine(), f"{hardware['cores']} cores"])
@@ -112,8 +123,9 @@ def how(summary: Summary) -> list[str]:
         f"{duration(summary.spent)} in all, {budget}. Successive halving over the candidates with one seed, then fresh seeds of "
         "the best of each method that went on.",
         "Time is a run's share of the packs that were trained, from its measured steps; memory is the largest of the whole "
-        "process while it trains alone (on a GPU, of the GPU). A thousand tasks share one backbone on disk.",
-        f"{where}; {', '.join(f'{name} {version}' for name, version in versions.items())}; commit {start['commit'] or 'unknown'}.",
+        "process while it trains alone (on a GPU, of the GPU). A thousand tasks share one backbone on disk; "
+        "each of them is its own part and a thousandth of the backbone.",
+        f"{where}; {', '.join(f'{name} {version}' for name, version in versions.items())}; commit {commit[:10]}{dash}{changed}.",
     ]
 
 
