@@ -132,7 +132,9 @@ def _joined(found: Sequence[Result]) -> Result:
     return outputs, torch.cat([nn.functional.pad(own, (widest - own.shape[-1], 0)) for own in weights])
 
 
-def _once(prefix: Prefix, mask: Tensor | None, span: slice, query: Tensor, key: Tensor, *, causal: bool) -> Tensor | None:
+def _once(
+    prefix: Prefix, mask: Tensor | None, span: slice, query: Tensor, key: Tensor, *, causal: bool
+) -> Tensor | None:
     """`_longer_mask` of the rows' own mask, not made again where the layer before had the same."""
     assert prefix.key is not None
     length, (queries, keys) = prefix.key.shape[2], (query.shape[2], key.shape[2])
@@ -192,6 +194,9 @@ class AttentionSeam:
     """Switches one model to our attention function while anything is hooked there, and back afterwards."""
 
     def __init__(self, model: Any, base: nn.Module) -> None:
+        # cuDNN's attention plans anew for every shape that it meets, for milliseconds, and rows of a batch that want the same thing
+        # come in ever other numbers; and while decoding it failed now and then (H100, torch 2.11: "mha_graph.execute").
+        torch.backends.cuda.enable_cudnn_sdp(False)
         self.model, self.base = model, base
         self.users = 0
         self.before = ""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from intarsia.backbone import hooks
 from intarsia.backbone.attention import AttentionSeam
+from intarsia.backbone.attention_products import wants_products
 from intarsia.backbone.embedded import embedded_folder
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
 from intarsia.backbone.families import Family, family_of
@@ -71,10 +72,10 @@ class Backbone:
         torch.nn.Module.to(model, where)
         if dtype == "int8":
             quantise(model)
-        if where.type == "cpu" and kind is torch.bfloat16 and model.config._attn_implementation == "sdpa":
-            # torch's bf16 sdpa backward on CPU costs eight times the written-out products and softmax at usual lengths.
-            model.set_attn_implementation("eager")
-        return cls(_freeze(model), tokenizer, name, row, print_)
+        backbone = cls(_freeze(model), tokenizer, name, row, print_)
+        if wants_products(kind, where) and model.config._attn_implementation == "sdpa":
+            backbone.attention.enter()
+        return backbone
 
     @classmethod
     def wrap(

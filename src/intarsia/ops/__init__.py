@@ -1,6 +1,7 @@
 """Pure tensor functions: no nn.Module, no transformers. The one place that chooses between a reference and a fast version."""
 
 from intarsia.ops.activations import ACTIVATIONS
+from intarsia.ops.attention import product_attention
 from intarsia.ops.dropout import keyed_dropout
 from intarsia.ops.fast import adapted, norm_change
 from intarsia.ops.pieces import Pieces
@@ -18,5 +19,6 @@ __all__ = [
     "norm_change",
     "normalise",
     "per_task",
+    "product_attention",
     "segment_attention",
 ]

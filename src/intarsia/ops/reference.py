@@ -25,7 +25,8 @@ def linear(x: Tensor, weight: Tensor | Pieces, bias: Tensor | None) -> Tensor:
     bias = None if bias is None else bias.to(x.dtype)
     tasks, writes, reads = weight.shape
     if tasks == 1:
-        return F.linear(x, weight[0], None if bias is None else bias[0])
+        # Not weight[0]: its gradient would be written into a tensor of zeros.
+        return F.linear(x, weight.squeeze(0), None if bias is None else bias.squeeze(0))
     rows = x.reshape(tasks, x.numel() // (tasks * reads), reads)
     product = rows @ weight.mT if bias is None else torch.baddbmm(bias[:, None], rows, weight.mT)
     return product.view(*x.shape[:-1], writes)
@@ -60,7 +61,7 @@ def per_task(vector: Tensor, like: Tensor) -> Tensor:
     """vector: (N, D) -> each row's own vector in `like`'s dtype, shaped to be added to `like`: (D,), or (B, ..., D)."""
     vector = vector.to(like.dtype)
     if len(vector) == 1:
-        return vector[0]
+        return vector.squeeze(0)
     if len(vector) < like.shape[0]:
         vector = vector.repeat_interleave(like.shape[0] // len(vector), dim=0)
     return vector.view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
@@ -68,6 +69,9 @@ def per_task(vector: Tensor, like: Tensor) -> Tensor:
 
 def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
     """out[i] = y[i] + gain[n] normalise(x[i]) + bias[n].   x, y: (B, ..., D), gain: (N, D), bias: (N, D) or None -> (B, ..., D)."""
+    if centre and len(gain) == 1:  # torch's own kernel knows gain and bias, and both their gradients in one pass
+        own = None if bias is None else per_task(bias, x)
+        return y + F.layer_norm(x, x.shape[-1:], per_task(gain, x), own, eps)
     out = y + normalise(x, eps, centre=centre) * per_task(gain, y)
     return out if bias is None else out + per_task(bias, y)
 

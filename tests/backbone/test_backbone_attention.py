@@ -1,0 +1,65 @@
+"""In bf16 on a CPU attention is written out as products; it is transformers' own attention in every family."""
+
+import pytest
+import torch
+
+import tiny
+from intarsia.backbone import Backbone, attention
+from intarsia.bank import TaskBank
+from intarsia.methods import LoRA, PrefixTuning
+from seams.byhand import EXACT, Exact, alone, padded, task64, wrap64
+
+FAMILIES = [family for family in tiny.FAMILIES if family != "gemma2"]  # its soft cap exists in eager attention only
+NAMES = ["prefix", None, "lora", "prefix"]
+
+
+def results_and_gradients(family, side):
+    """Of rows with and without a prefix in one float64 batch, each at its own tokens."""
+    backbone = wrap64(family, "sdpa")
+    methods = {"prefix": PrefixTuning(length=3, mid=None), "lora": LoRA(rank=2)}
+    tasks = {name: task64(name, backbone, method) for name, method in methods.items()}
+    bank, batch = TaskBank(backbone, list(tasks.values())), padded(family, len(NAMES), side)
+    found = [out[alone(family, batch, i)[1]] for i, out in enumerate(bank(batch, tasks=NAMES))]
+    sum(out.square().sum() for out in found).backward()
+    return found, [p.grad for task in tasks.values() for p in task.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_products_equal_sdpa_in_every_family_with_padding_and_prefixes(family, side, monkeypatch):
+    if family == "vit" and side != "none":
+        pytest.skip("images have no padding")
+    calls = []
+    with Exact():
+        wanted = results_and_gradients(family, side)
+        real = attention.products
+        monkeypatch.setattr(attention, "products", lambda *args, **more: calls.append(1) or real(*args, **more))
+        monkeypatch.setattr(attention, "wants_products", lambda dtype, device: True)
+        found = results_and_gradients(family, side)
+    assert calls
+    assert found[1]
+    for own, other in zip(found, wanted, strict=True):
+        for one, same in zip(own, other, strict=True):
+            torch.testing.assert_close(one, same, **EXACT)
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "t5"])
+def test_a_bf16_backbone_on_a_cpu_takes_them_with_and_without_prefixes(family, tmp_path, monkeypatch):
+    tiny.build(family).save_pretrained(tmp_path)
+    calls = []
+    real = attention.products
+    monkeypatch.setattr(attention, "products", lambda *args, **more: calls.append(1) or real(*args, **more))
+    low, exact = (Backbone.load(str(tmp_path), dtype=dtype, device="cpu") for dtype in ("bfloat16", "float32"))
+    batch = tiny.inputs(family)
+    close = {"rtol": 0.1, "atol": 0.1}
+    with torch.no_grad():
+        torch.testing.assert_close(low.features(batch).float(), exact.features(batch), **close)
+        assert calls
+        calls.clear()
+        bank = TaskBank(low, [task64("prefix", low, PrefixTuning(length=3, mid=None)).float()])
+        bank(batch, tasks="prefix")
+        assert calls
+        bank.detach()
+        calls.clear()
+        low.features(batch)
+    assert calls, "also after the last prefix has gone"
