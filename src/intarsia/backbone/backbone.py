@@ -18,7 +18,16 @@ from intarsia.backbone.entrance import Entrance, Prompts, positions_of
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
 from intarsia.backbone.inspection import inspect_family
-from intarsia.backbone.loading import cast, choose_device, choose_dtype, from_pretrained, load_tokenizer, quantise
+from intarsia.backbone.loading import (
+    QUANTISED,
+    cast,
+    choose_device,
+    choose_dtype,
+    from_pretrained,
+    keep_trainable,
+    load_tokenizer,
+    quantise,
+)
 from intarsia.backbone.locate import locate
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.reuse import standing_in
@@ -55,10 +64,10 @@ class Backbone:
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", language_model: bool = False) -> Backbone:
         """A backbone by hub name, local folder, or `embedded:minilm` / `embedded:smollm2`.
 
-        dtype: float32, bfloat16, float16, auto (bfloat16 where the hardware multiplies it fast), or int8 (weights of the linear
-        layers, through torchao; their fingerprint stays, so tasks go between int8 and dense backbones). device: as torch names
-        them, or auto. Causal and encoder-decoder checkpoints keep their language-model head; encoders come with their masked
-        language model's only if `language_model`, as a verbaliser needs it.
+        dtype: float32, bfloat16, float16, auto (bfloat16 where the hardware multiplies it fast), or int8 or nf4 (weights of the
+        linear layers, through torchao or bitsandbytes; the fingerprint stays, so tasks go between these and dense backbones).
+        device: as torch names them, or auto. Causal and encoder-decoder checkpoints keep their language-model head; encoders
+        come with their masked language model's only if `language_model`, as a verbaliser needs it.
         """
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
@@ -70,8 +79,8 @@ class Backbone:
         print_ = fingerprint(model.base_model)
         cast(model, kind)
         torch.nn.Module.to(model, where)
-        if dtype == "int8":
-            quantise(model)
+        if dtype in QUANTISED:
+            quantise(model, dtype)
         backbone = cls(_freeze(model), tokenizer, name, row, print_)
         if wants_products(kind, where) and model.config._attn_implementation == "sdpa":
             backbone.attention.enter()
@@ -292,6 +301,7 @@ class Backbone:
 
 def _freeze(model: PreTrainedModel) -> PreTrainedModel:
     model.requires_grad_(False)
+    keep_trainable(model)
     return model.eval()
 
 

@@ -13,6 +13,8 @@ from intarsia.errors import BackboneError, ConfigError, nearest
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+QUANTISED = {"int8": "torchao", "nf4": "bitsandbytes"}
+"""Names of dtypes for weights alone, and the package that each needs."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -36,22 +38,58 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def quantise(model: PreTrainedModel) -> None:
-    """int8 weights, by output channel, in every linear layer; activations stay as they are. GPT-2's Conv1D layers stay too."""
+def quantise(model: PreTrainedModel, dtype: str) -> None:
+    """Weights of the linear layers in int8, by output channel (torchao), or in nf4, by 64 numbers (bitsandbytes; Dettmers et al.
+    2023, https://arxiv.org/abs/2305.14314). Activations stay as they are; so do GPT-2's Conv1D layers and, in nf4, the language
+    model's head.
+    """
     try:
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+        if dtype == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            quantize_(model, Int8WeightOnlyConfig())
+        else:
+            import bitsandbytes
+
+            _four_bits(model, bitsandbytes.nn)
     except ImportError:
-        raise ConfigError("dtype int8 needs the package torchao; run: pip install torchao") from None
-    quantize_(model, Int8WeightOnlyConfig())
+        package = QUANTISED[dtype]
+        raise ConfigError(f"dtype {dtype} needs the package {package}; run: pip install {package}") from None
+
+
+def _four_bits(model: PreTrainedModel, bnb: Any) -> None:
+    """Puts Linear4bit in the place of nn.Linear."""
+    head = model.get_output_embeddings()
+    # T5 casts its states to the dtype of such a layer's weight, whatever that is.
+    keep = set(getattr(model, "_keep_in_fp32_modules", None) or ())
+    for path, module in [*model.named_modules()]:
+        if type(module) is not torch.nn.Linear or module is head or set(path.split(".")) & keep:
+            continue
+        weight, bias = module.weight, module.bias
+        small = bnb.Linear4bit(
+            module.in_features, module.out_features, bias is not None, compute_dtype=weight.dtype, quant_type="nf4"
+        )
+        small.weight = bnb.Params4bit(weight.detach().cpu(), requires_grad=False, quant_type="nf4")
+        small.bias = bias
+        # Moving it is what quantises.
+        model.set_submodule(path, small.to(weight.device))
+
+
+def keep_trainable(model: PreTrainedModel) -> None:
+    """bitsandbytes lays out 4-bit weights anew on a CPU when it first sees inputs without gradients, and in that layout there is
+    no way back through them: a task could no longer be trained."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """What the trunk computes in; with int8 weights, what they are multiplied out to."""
-    if name in ("auto", "int8"):
+    """What the trunk computes in; with quantised weights, what they are multiplied out to."""
+    if name == "auto" or name in QUANTISED:
         return torch.bfloat16 if _fast_bfloat16(device) else torch.float32
     if name not in DTYPES:
         raise ConfigError(
-            f"unknown dtype {name!r}; give auto, {', '.join(DTYPES)} or int8{nearest(name, [*DTYPES, 'int8'])}"
+            f"unknown dtype {name!r}; give auto, {', '.join([*DTYPES, 'int8'])} or nf4{nearest(name, [*DTYPES, *QUANTISED])}"
         )
     return DTYPES[name]
 

@@ -23,8 +23,14 @@ class Pretrained:
         self._heads: dict[str, tuple[int, int, int]] = {}
 
     def parameter(self, site: Site) -> Tensor:
-        """The present value at a site of Role.WEIGHT."""
-        return dense(self.backbone.parameter(site))
+        """The present value at a site of Role.WEIGHT. UnsupportedError where it is in 4 bits: no other stands in its place."""
+        held = self.backbone.parameter(site)
+        if hasattr(held, "quant_state"):
+            raise UnsupportedError(
+                f"{site.key} is held in 4 bits, and bitsandbytes reads nothing else there; to train the backbone's own weights "
+                "load it with another dtype, or train a module"
+            )
+        return dense(held)
 
     def heads(self, site: Site) -> tuple[int, int, int]:
         """At a KV site: key-value heads, width of a key, width of a value; measured in a forward pass over four tokens.

@@ -52,7 +52,7 @@ def compare(
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, bfloat16, float16 or int8.  [default: auto]")
+        str | None, typer.Option(help="auto, float32, bfloat16, float16, int8 or nf4.  [default: auto]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...  [default: auto]")] = None,
     resume: Annotated[

@@ -60,7 +60,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(help="Rows per step.  [default: 16]")] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same weights on CPU.  [default: 0]")] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, bfloat16, float16 or int8.  [default: auto]")
+        str | None, typer.Option(help="auto, float32, bfloat16, float16, int8 or nf4.  [default: auto]")
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...  [default: auto]")] = None,
     resume: Annotated[

@@ -91,7 +91,7 @@ class RunSettings(BaseModel, extra="forbid", frozen=True):
     generation: GenerationSettings = GenerationSettings()
     out: Path
     name: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = "auto"
     device: str = "auto"
     log: Literal["tensorboard", "wandb", "trackio"] | None = None
     threads: int | None = Field(default=None, ge=1)
