@@ -154,6 +154,23 @@ def test_a_compiled_model_gives_the_same_states(family):
         torch.testing.assert_close(other, one, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_compiled_model_writes_the_same_tokens(family):
+    layers = {"n_layer": 1} if family == "gpt2" else {"num_hidden_layers": 1}
+    with Exact():
+        backbone, tasks = writer(family, **layers)
+        names = [*tasks, None]
+        batch = prompts(family, len(names))
+        bank = TaskBank(backbone, list(tasks.values()))
+        plain = [new.tolist() for new in bank.generate(batch, names, Decoding(max_new_tokens=STEPS))]
+        torch._dynamo.reset()
+        backbone.base.compile(backend="aot_eager")
+        for static in (False, True):
+            decoding = Decoding(max_new_tokens=STEPS, static_cache=static)
+            assert [new.tolist() for new in bank.generate(batch, names, decoding)] == plain, static
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+
+
 @families
 def test_the_loss_of_a_generation_task_equals_that_of_prompt_and_target_written_out(family):
     """The mean over the target tokens, and their sum as a mean over the rows; prompts of real tokens, at every place."""
