@@ -16,6 +16,7 @@ from intarsia.bank import TaskBank
 from intarsia.errors import IntarsiaError, TaskError, UnsupportedError
 from intarsia.rows import RowReader, Tokens
 from intarsia.serving.cards import Card, card_of
+from intarsia.serving.memory import give_back
 from intarsia.serving.requests import Unavailable, UnknownTask
 from intarsia.serving.versions import Version
 from intarsia.sites import Role
@@ -109,6 +110,7 @@ class ServedTasks:
 
     def _evict(self, version: Version) -> None:
         self._bank.discard(version.key)
+        give_back()
 
     def _on_thread(self, change: Callable[[], None]) -> None:
         """Runs a change on the engine's thread, between two steps, and waits for it."""
