@@ -53,7 +53,9 @@ def test_the_linear_layers_hold_few_bits_and_answer_nearly_as_the_dense_ones(pai
         a, b = dense.features(batch), small.features(batch)
     assert not torch.equal(a, b), "rounded weights, so some difference must show"
     likeness = torch.stack([a.flatten(), b.flatten()]).corrcoef()[0, 1]
-    assert likeness > (0.75 if "Params4bit" in kinds else 0.99), "tiny random models feel 4 bits more than trained ones do"
+    assert likeness > (0.75 if "Params4bit" in kinds else 0.99), (
+        "tiny random models feel 4 bits more than trained ones do"
+    )
 
 
 def test_who_has_answered_without_gradients_can_still_be_trained_on(pair):

@@ -24,7 +24,9 @@ TextColumns = Annotated[
 LabelColumn = Annotated[str | None, typer.Option(metavar="C", help="The column of the label.")]
 Split = Annotated[str, typer.Option(help="train, validation or test.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Dtype = Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8 or nf4: what the backbone computes in.")]
+Dtype = Annotated[
+    str, typer.Option(help="auto, float32, bfloat16, float16, int8 or nf4: what the backbone computes in.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps ...")]
 OtherBackbone = Annotated[
     str | None,
