@@ -37,8 +37,9 @@ def kept(
         return list(rows), facts
     old, measured = json.loads(path.read_text()), {tuple(row.get(column) for column in columns) for row in rows}
     others = [row for row in old["rows"] if tuple(row.get(column) for column in columns) not in measured]
-    if others and facts["command"] not in old["command"]:
-        facts["command"] = f"{old['command']} && {facts['command']}"
+    if others:
+        known = facts["command"] in old["command"].split(" && ")
+        facts["command"] = old["command"] if known else f"{old['command']} && {facts['command']}"
     return [*others, *rows], facts
 
 

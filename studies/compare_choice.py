@@ -8,7 +8,8 @@ For each data set: a comparison within its budget; then every candidate that it 
 length of the comparison's own final runs (`--length recipe`: at the full length of the recipes). The choice is one of them. `best`
 is the candidate with the highest mean test score of all, found with all knowledge; the choice should lie within one standard
 deviation (over the best's own seeds) of it. Both may be stopped and called again. A grid runs in packs, and may
-run on another machine than the comparison: it needs only DIR/*/choice.json.
+run on another machine than the comparison: it needs only DIR/*/choice.json. Two choices whose grid has not been run yet lie in
+results/compare_choice.
 """
 
 import argparse

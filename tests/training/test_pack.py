@@ -78,6 +78,8 @@ def test_a_pruned_run_keeps_its_best_weights_and_says_so(tmp_path):
     asked = []
 
     def prune(name, step, value):
+        if value is None:
+            return False
         asked.append((name, step, value))
         return name == "b" and step >= 10
 
@@ -88,6 +90,21 @@ def test_a_pruned_run_keeps_its_best_weights_and_says_so(tmp_path):
     found = json.loads((tmp_path / "pack" / "b" / "run.json").read_text())["result"]
     assert found["stopped"] == "pruned"
     assert found["best"] == max(value for name, _, value in asked if name == "b")
+
+
+def test_a_run_whose_time_is_over_between_two_evaluations_is_evaluated_where_it_stands(tmp_path):
+    bank, entries = members(tmp_path, {"a": {"seed": 1}, "b": {"seed": 2}})
+    values = {}
+
+    def prune(name, step, value):
+        if value is not None:
+            values[name, step] = value
+        return name == "b" and step >= 7
+
+    results = fit_pack(bank, entries, prune=prune)
+    assert (results["b"].stopped, results["b"].steps) == ("pruned", 7)
+    assert (results["a"].stopped, results["a"].steps) == ("finished", 15)
+    assert sorted(values) == [("a", 5), ("a", 10), ("a", 15), ("b", 5), ("b", 7)]
 
 
 def test_ctrl_c_saves_all_and_a_resumed_pack_ends_with_the_same_bits(tmp_path):

@@ -85,7 +85,7 @@ def fit_pack(
 ) -> dict[str, FitResult | Failed]:
     """Trains all tasks over the bank's backbone, each as `fit` would alone. Returns how each ended, by its task's name.
 
-    prune: asked after each evaluation. ended: called as soon as a run has. A run that cannot start or go on is Failed, and the
+    prune: see `Prune`. ended: called as soon as a run has. A run that cannot start or go on is Failed, and the
     others are trained; KeyboardInterrupt after Ctrl-C, when all have been saved.
     """
     results: dict[str, FitResult | Failed] = {}

@@ -38,8 +38,9 @@ from intarsia.training.state import State
 if TYPE_CHECKING:
     from intarsia.training.steppers import Stepper
 
-Prune = Callable[[str, int, float], bool]
-"""(name of the task, step, value of its validation metric) -> whether the run ends here, since others promise more."""
+Prune = Callable[[str, int, float | None], bool]
+"""(name of the task, step, value of its validation metric) -> whether the run ends here. Asked after each evaluation, and with None
+between two steps, for who has no more time; a run that ends so is evaluated once more."""
 
 
 class Member:
@@ -94,6 +95,13 @@ class Member:
         """Evaluates and saves what is due at this step; whether another step follows. Stopped after Ctrl-C."""
         state = self.state
         due = self._evaluation_due()
+        if (
+            not due
+            and self.validation is not None
+            and self.prune is not None
+            and self.prune(self.name, state.step, None)
+        ):
+            state.pruned = due = True
         if due:
             self._evaluate(ctrl_c)
         if due or (state.step % self.settings.checkpoint_every == 0 and state.step != self.saved_at):
@@ -213,7 +221,7 @@ class Member:
         named = {f"validation_{name}": number for name, number in metrics.items()}
         self._write(**named, tokens=state.tokens, seconds=round(state.seconds, 3))
         self.report.evaluated(state.step, metrics, metric, gain)
-        state.pruned = self.prune is not None and self.prune(self.name, state.step, value)
+        state.pruned |= self.prune is not None and self.prune(self.name, state.step, value)
 
     def _write(self, **values: float) -> None:
         step = self.state.step

@@ -28,10 +28,10 @@ def run_pack(
 ) -> list[Trained | Failed]:
     """Trains all runs at once, each as `run` would alone, and scores them. Returns what each left, in the order of `runs`.
 
-    resume: runs that have ended are returned as they are, others go on, and those that have not begun begin. prune: asked after
-    each of a run's evaluations with its name, step and validation metric; True ends it there, with its best weights.
-    A run that cannot start or go on is Failed, and the others are trained. ConfigError where the runs are none, share a name or
-    folder, or not the backbone; KeyboardInterrupt after Ctrl-C, when all have been saved.
+    resume: runs that have ended are returned as they are, others go on, and those that have not begun begin. prune: see
+    `training.member.Prune`; a run that it ends has its best weights. A run that cannot start or go on is Failed, and the others
+    are trained. ConfigError where the runs are none, share a name or folder, or not the backbone; KeyboardInterrupt after Ctrl-C,
+    when all have been saved.
     """
     _check(runs)
     backbone = backbone or load_backbone(runs[0])

@@ -98,12 +98,14 @@ class Stages:
         steps = {run.name: one["steps"] for run, one in zip(runs, todo, strict=True)}
         last = {run.name: (self.ledger.spent(), 0) for run in runs}
 
-        def prune(name: str, step: int, value: float) -> bool:
+        def prune(name: str, step: int, value: float | None) -> bool:
+            if value is None:
+                return deadline is not None and self.ledger.spent() > deadline
             self.ledger.add("evaluated", run=name, step=step, value=value)
             self.view.evaluated(name, step, value)
             (then, before), now, total = last[name], self.ledger.spent(), steps[name]
             last[name] = now, step
-            # Between two evaluations nobody looks at the clock: it counts when the next one would be.
+            # Better here than one evaluation more a little later: it counts when the next one would be.
             ahead = min(step - before, total - step) / max(1, step - before)
             return deadline is not None and now + ahead * (now - then) > deadline
 
