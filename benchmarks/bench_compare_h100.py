@@ -147,7 +147,7 @@ def ours(arguments: argparse.Namespace) -> None:
                 done = isinstance(result, Trained)
                 scores = {split: found["accuracy"] for split, found in result.metrics.items()} if done else {}
                 write(
-                    arguments,
+                    arguments.out,
                     {"who": "ours", "pack": pack, **facts, **scores, "parameters": done and result.parameters},
                 )
             peak = round(torch.cuda.max_memory_allocated() / 1e9, 2) if torch.cuda.is_available() else None
