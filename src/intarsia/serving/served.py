@@ -53,6 +53,7 @@ class ServedTasks:
                 except IntarsiaError as error:
                     raise TaskError(f"{folder}: {error}") from None
                 self._on_thread(lambda: self._swap(version))
+                give_back()  # here, so that the engine's thread need not
             return self.card(name)
 
     def remove(self, name: str) -> None:
@@ -61,6 +62,7 @@ class ServedTasks:
             if name not in self._current:
                 raise TaskError(f"no task named {name!r} is served")
             self._on_thread(lambda: self._drop(name))
+            give_back()
 
     def cards(self) -> list[Card]:
         """All tasks, by name."""
@@ -110,7 +112,6 @@ class ServedTasks:
 
     def _evict(self, version: Version) -> None:
         self._bank.discard(version.key)
-        give_back()
 
     def _on_thread(self, change: Callable[[], None]) -> None:
         """Runs a change on the engine's thread, between two steps, and waits for it."""

@@ -1,6 +1,5 @@
 """One training run from settings to a task folder."""
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any
 from intarsia.backbone import Backbone
 from intarsia.backbone.embedded import cache_folder
 from intarsia.bank import TaskBank
-from intarsia.data import DataSpec, GenerationSource, Rows, Splits, Template, load_data
+from intarsia.data import DataSpec, GenerationSource, Rows, Splits, load_data
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.methods import method_from_dict
@@ -29,9 +28,10 @@ from intarsia.training import (
     validation_metric,
 )
 from intarsia.training.packed import arranged
+from intarsia.workflow.asked import check_out, check_slots, new_head
 from intarsia.workflow.reading import Source, longest_label, scored_together, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
-from intarsia.workflow.sections import GenerationSettings, RunSettings
+from intarsia.workflow.sections import RunSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,8 +139,8 @@ def prepare(
 ) -> Prepared:
     """Loads and checks all that a run needs, and writes nothing. load: where several runs read the same data."""
     began = time.perf_counter()
-    _check_out(settings.out, resume)
-    _check_slots(settings)
+    check_out(settings.out, resume)
+    check_slots(settings)
     if settings.threads:
         import torch
 
@@ -148,7 +148,7 @@ def prepare(
     splits = load(settings.data.spec())
     train = splits.split("train")
     tested = splits.split("test") if score_test else None
-    head = _head(settings, splits)
+    head = new_head(settings, splits)
     backbone = backbone or load_backbone(settings)
     task = _new_task(settings, head, backbone)
     task.data = _describe(settings, splits, task, backbone)
@@ -193,60 +193,6 @@ def logging(settings: RunSettings) -> Iterator[Logger | None]:
     finally:
         if logger is not None:
             logger.close()
-
-
-def _check_out(out: Path, resume: bool) -> None:
-    """Says early what `fit` would say after the backbone is loaded and the texts are tokenised. Writes nothing."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"out must be a folder, and {out} is a file; choose another --out")
-    above = out
-    while not above.exists():
-        above = above.parent
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise ConfigError(f"cannot write to {out}: {above} is not a folder that you may write to; choose another --out")
-    if not resume and any((out / name).exists() for name in ("run.json", "task.json")):
-        raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
-
-
-def _check_slots(settings: RunSettings) -> None:
-    """ConfigError unless a template's slots and the method's prompt agree."""
-    text = settings.data.template
-    slots = 0 if text is None else Template.parse(text).prompt_length
-    method = settings.method
-    name, length = method["name"], method.get("length", 0)
-    if method.get("place") == "template":
-        if slots != length:
-            raise ConfigError(
-                f"method.length is {length}, and the template has {slots} prompt slots; make them equal, as in {{prompt:{length}}}"
-            )
-    elif slots:
-        raise ConfigError(
-            f"the template has {slots} prompt slots, which method {name} does not fill; take them out, or give --method ptuning "
-            f"with method.place=template and method.length={slots}"
-        )
-
-
-def _head(settings: RunSettings, splits: Splits) -> Head:
-    """The head, before the backbone is loaded. ConfigError for a setting that means nothing to this kind of task."""
-    if splits.kind != "generation":
-        generation = {
-            "train.target_length": settings.train.target_length is not None,
-            "head.loss": settings.head.loss != "token",
-            "the section generation": settings.generation != GenerationSettings(),
-        }
-        if wrong := [name for name, is_given in generation.items() if is_given]:
-            raise ConfigError(f"{wrong[0]} is for data.kind generation, and this task is {splits.kind}; leave it out")
-    given = settings.head
-    if given.verbaliser and splits.kind != "classification":
-        raise ConfigError(f"head.verbaliser is for classification, and this task is {splits.kind}; leave it out")
-    return Head(
-        kind=splits.kind,  # type: ignore[arg-type]
-        labels=splits.labels,
-        pooling=given.pooling,
-        dropout=given.dropout,
-        verbaliser=given.words(splits.labels),
-        loss=given.loss,
-    )
 
 
 def _new_task(settings: RunSettings, head: Head, backbone: Backbone) -> Task:
