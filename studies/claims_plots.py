@@ -66,7 +66,7 @@ def finish(panel: Any, **words: Any) -> None:
     panel.set(**words)
     panel.grid(alpha=0.25)
     if panel.get_legend_handles_labels()[0]:
-        panel.legend(frameon=False)
+        panel.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)  # never over the curves
 
 
 def draw_adapters(facts: Facts) -> Any:
@@ -125,7 +125,6 @@ def draw_prefix(facts: Facts) -> Any:
     for at, kind in enumerate(("seen", "unseen")):
         kinds.bar([i + 0.38 * at for i in range(len(rows))], [r[kind] for r in rows], width=0.36, label=kind)
     kinds.set_xticks([i + 0.19 for i in range(len(rows))], [r["variant"] for r in rows])
-    kinds.margins(y=0.25)  # room for the legend
     finish(kinds, ylabel="test BLEU (greedy)", title="kinds of restaurants in training, and not")
     return figure if any(there) or rows else None
 
