@@ -9,6 +9,7 @@ from intarsia.ops.segments import _reference
 
 pytest.importorskip("triton")
 
+from intarsia.ops.kernels.adamw import update
 from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KINDS
 from intarsia.ops.kernels.bottleneck import bottleneck
 from intarsia.ops.kernels.norms import norm_change
@@ -82,6 +83,63 @@ def test_the_change_of_a_norm(tasks, rows, width, centre, bias, dtype, tol):
     wide_parts = [wide[2][:, :width], wide[2][:, width : 2 * width] if bias else None]
     expected = reference.norm_change(*wide[:2], *wide_parts, 1e-5, centre=centre)
     check(norm_change(x, y, *parts, 1e-5, centre), inputs, expected, wide, tol)
+
+
+@both
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_whole_norm_is_computed_at_once(tasks, bias, dtype, tol):
+    inputs = [numbers(*shape, dtype=dtype, seed=s) for s, shape in enumerate([(tasks, 33, 37), (tasks, 74)])]
+    own = [numbers(37, dtype=dtype, seed=s).detach() for s in (2, 3)]
+    if not bias:
+        own[1] = None
+
+    def parts(flat):
+        return flat[:, :37], flat[:, 37:] if bias else None
+
+    def in_two(x, flat, gain, bias):
+        y = torch.nn.functional.layer_norm(x, (37,), gain, bias, 1e-5)
+        return reference.norm_change(x, y, *parts(flat), 1e-5, centre=True)
+
+    wide, wide_own = doubles(inputs), [None if one is None else one.double() for one in own]
+    made = norm_change(inputs[0], None, *parts(inputs[1]), 1e-5, True, *own)
+    check(made, inputs, in_two(*wide, *wide_own), wide, tol)
+    again, wide = doubles(inputs), doubles(inputs)
+    made = reference.norm_change(again[0], reference.Own(*wide_own), *parts(again[1]), 1e-5, centre=True)
+    check(made, again, in_two(*wide, *wide_own), wide, 1e-12)
+
+
+@pytest.mark.parametrize("low", [False, True])
+@pytest.mark.parametrize("size", [3, 2048, 4099])
+def test_adamw_steps_as_torchs(low, size):
+    span = slice(8, 8 + size)
+    flats = [torch.full((3, size + 16), float("nan"), device=DEVICE) for _ in range(3)]
+    value, first, second = (flat[:, span] for flat in flats)
+    g = torch.Generator().manual_seed(0)
+    value.copy_(torch.randn(3, size, generator=g))
+    first.zero_(), second.zero_()
+    copy = torch.zeros(3, size, device=DEVICE, dtype=torch.bfloat16) if low else None
+    settings = [(1e-2, 0.1, 0.9, 0.99, 1e-8), (3e-3, 0.0, 0.8, 0.999, 1e-6), (1.0, 0.01, 0.9, 0.95, 1e-8)]
+    theirs = [torch.nn.Parameter(row.double()) for row in value]
+    optimizers = [
+        torch.optim.AdamW([one], lr=rate, betas=(b1, b2), eps=eps, weight_decay=decay)
+        for one, (rate, decay, b1, b2, eps) in zip(theirs, settings, strict=True)
+    ]
+    factor = torch.tensor([1.0, 0.5, 2.0], device=DEVICE)
+    columns = [torch.tensor([s[i] for s in settings], device=DEVICE) for i in range(5)]
+    for step in range(1, 4):
+        gradient = torch.randn(3, size, generator=g).to(DEVICE, torch.bfloat16 if low else torch.float32)
+        correct = [1 - beta**step for beta in columns[2:4]]
+        update(value, copy, first, second, gradient, torch.stack([*columns, *correct, factor]))
+        for own, optimizer, one, by in zip(theirs, optimizers, gradient, factor, strict=True):
+            own.grad = one.double() * by.double()
+            optimizer.step()
+    for own, row in zip(theirs, value, strict=True):
+        torch.testing.assert_close(row.double(), own.detach(), rtol=1e-4, atol=1e-5)
+    assert all(flat[:, :8].isnan().all() and flat[:, 8 + size :].isnan().all() for flat in flats)
+    if copy is not None:
+        # To one place: Triton's interpreter cuts off where a GPU rounds.
+        torch.testing.assert_close(copy.float(), value, rtol=2**-7, atol=0)
 
 
 @both

@@ -217,6 +217,39 @@ def packed_runs(monkeypatch):
     monkeypatch.setattr(loop, "assign", lambda waiting, say, trunks: [PackedStepper(waiting)])
 
 
+def test_what_the_model_computes_with_follows_the_weights(tmp_path):
+    backbone = Backbone.wrap(tiny.build("bert").bfloat16())
+    bank, entries = pack(backbone, [BottleneckAdapter(width=3)] * 2, [MEAN] * 2, tmp_path, learning_rate=0.01)
+    for entry in entries:
+        entry.task.float()
+    stepper = PackedStepper(members_of(bank, entries))
+    (stack,) = stepper.stacks
+    before = stack.master.clone()
+    for _ in range(3):
+        stepper.step()
+        assert torch.equal(stack.low, stack.master[:, : stack.low.shape[1]].bfloat16())
+    assert stack.low.shape[1]
+    assert not torch.equal(before, stack.master)
+    # Matrices in half precision, vectors and the head as they are.
+    low = {name for name, leaf in stack.leaves.items() if leaf.dtype == torch.bfloat16}
+    assert low == {name for name in stack.leaves if name.endswith((".down", ".up"))}
+    stepper.close()
+
+
+def test_a_norm_that_every_member_trains_is_computed_once(tmp_path, monkeypatch):
+    backbone = backbone_of("bert")
+    norm = next(module for module in backbone.base.modules() if isinstance(module, torch.nn.LayerNorm))
+    ran, whole = [], torch.nn.LayerNorm.forward
+    monkeypatch.setattr(torch.nn.LayerNorm, "forward", lambda self, x: (ran.append(self), whole(self, x))[1])
+    for methods, times in (([METHODS["adapter"], METHODS["norms"]], 0), ([METHODS["adapter"], METHODS["lora"]], 1)):
+        bank, entries = pack(backbone, methods, [MEAN] * 2, tmp_path / str(times))
+        stepper = PackedStepper(members_of(bank, entries))
+        stepper.step()
+        assert sum(one is norm for one in ran) == times
+        assert "forward" not in norm.__dict__
+        stepper.close()
+
+
 def test_whole_runs_end_where_the_padded_path_ends(tmp_path, monkeypatch):
     """Steps, clipping, decay, schedules, and members that end before the others."""
     methods, heads = [METHODS["adapter"], METHODS["prefix"], METHODS["adapter"]], [MEAN] * 3

@@ -28,6 +28,9 @@ def norm_sites(available: Sequence[Site], leave_out: Sequence[int] = ()) -> list
 class NormDelta(ProjectionDelta):
     """y' = y + gain * n(x) + bias.   gain, bias: (N, D), both differences from the backbone's own."""
 
+    own: ops.Own | None = None
+    """The backbone's gain and bias. Who gives them has the whole norm computed here, and y is not read."""
+
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.eps, self.centre = site.eps, site.parameter == "layer"
@@ -36,7 +39,7 @@ class NormDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x, y: (B, ..., D), the norm's input and output. Returns (B, ..., D)."""
-        return ops.norm_change(x, y, self.gain, self.bias, self.eps, centre=self.centre)
+        return ops.norm_change(x, self.own or y, self.gain, self.bias, self.eps, centre=self.centre)
 
 
 class BiasDelta(ProjectionDelta):

@@ -6,13 +6,24 @@ from intarsia.ops import reference
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.choice import fused
 from intarsia.ops.pieces import Pieces
+from intarsia.ops.reference import Own
 
 
-def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
+def norm_change(
+    x: Tensor,
+    y: Tensor | Own,
+    gain: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    centre: bool,
+) -> Tensor:
     """As reference.norm_change."""
-    if fused(x) and x.dtype == y.dtype:
+    if fused(x) and (isinstance(y, Own) or x.dtype == y.dtype):
         from intarsia.ops.kernels.norms import norm_change as kernel
 
+        if isinstance(y, Own):
+            return kernel(x.contiguous(), None, gain, bias, eps, centre, *y)
         return kernel(x.contiguous(), y.contiguous(), gain, bias, eps, centre)
     return reference.norm_change(x, y, gain, bias, eps, centre=centre)
 

@@ -7,6 +7,7 @@ may be laid out in any way, (B, T, D) or (B * T, D); with N = B each row has ten
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +16,15 @@ from torch.nn import functional as F
 from intarsia.ops.pieces import Pieces, linear_by_piece
 
 Activation = Callable[[Tensor], Tensor]
+
+
+class Own(NamedTuple):
+    """A frozen norm's own parameters."""
+
+    gain: Tensor
+    """(D,)"""
+    bias: Tensor | None
+    """(D,)"""
 
 
 def linear(x: Tensor, weight: Tensor | Pieces, bias: Tensor | None) -> Tensor:
@@ -67,8 +77,21 @@ def per_task(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
 
 
-def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
-    """out[i] = y[i] + gain[n] normalise(x[i]) + bias[n].   x, y: (B, ..., D), gain: (N, D), bias: (N, D) or None -> (B, ..., D)."""
+def norm_change(
+    x: Tensor,
+    y: Tensor | Own,
+    gain: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    *,
+    centre: bool,
+) -> Tensor:
+    """out[i] = y[i] + gain[n] normalise(x[i]) + bias[n].   x, y: (B, ..., D), gain: (N, D), bias: (N, D) or None -> (B, ..., D).
+
+    With the frozen norm's own gain and bias for y, its output is computed here, and so is its gradient.
+    """
+    if isinstance(y, Own):
+        y = normalise(x, eps, centre=centre) * y.gain + (0.0 if y.bias is None else y.bias)
     if centre and len(gain) == 1:  # torch's own kernel knows gain and bias, and both their gradients in one pass
         own = None if bias is None else per_task(bias, x)
         return y + F.layer_norm(x, x.shape[-1:], per_task(gain, x), own, eps)

@@ -96,7 +96,7 @@ def _forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_ptr, z_ptr
 
 
 @triton.jit
-def _backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, dc_ptr, rows, tiles, width, narrow,
+def _backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, sums_ptr, rows, tiles, width, narrow,
               down_task, up_task,
               KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
@@ -111,7 +111,11 @@ def _backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, dc_p
     dz = slope * _product(
         grad_ptr, at, inside, up_ptr + task * up_task, columns, known, width, narrow, 1, TILE, CHUNK, NARROW, PRECISION
     )  # fmt: skip
-    dz = tl.where(both, dz, 0.0).to(dz_ptr.dtype.element_ty)
+    dz = tl.where(both, dz, 0.0)
+    # The sums of this tile's rows, for both biases: (W + M) numbers.
+    sums_ptr += (task * tiles + tile) * (width + narrow)
+    tl.store(sums_ptr + width + columns, tl.sum(dz, 0), mask=known)
+    dz = dz.to(dz_ptr.dtype.element_ty)
     tl.store(dz_ptr + slots, dz, mask=both)
     for begin in range(0, width, CHUNK):
         w = begin + tl.arange(0, CHUNK)
@@ -123,7 +127,7 @@ def _backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, dc_p
         )  # fmt: skip
         dy = grad + tl.dot(dz, down.to(dz.dtype), input_precision=PRECISION)
         tl.store(dy_ptr + at[:, None] * width + w[None, :], dy.to(dy_ptr.dtype.element_ty), mask=there)
-        tl.store(dc_ptr + (task * tiles + tile) * width + w, tl.sum(grad, 0), mask=w < width)
+        tl.store(sums_ptr + w, tl.sum(grad, 0), mask=w < width)
 
 
 def _tile(count: int) -> int:
@@ -171,39 +175,42 @@ def _(y, down, down_bias, up, up_bias, kind):
 def _bottleneck_backward(
     grad: Tensor, down: Tensor, up: Tensor, z: Tensor, kind: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dy, D y + b's gradient (T, M), f(D y + b) (T, M), and dc, (N, W)."""
+    """dy, D y + b's gradient (T, M), f(D y + b) (T, M), and dc and db one behind the other, (N, W + M) fp32."""
     tasks, narrow, width = down.shape
     rows = len(z) // tasks
     tile = _tile(len(z))
     tiles, grad = -(-rows // tile), grad.contiguous()
     dy, dz, inner = torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z)
-    sums = torch.empty(tasks, tiles, width, dtype=torch.float32, device=z.device)
+    sums = torch.empty(tasks, tiles, width + narrow, dtype=torch.float32, device=z.device)
     down, up = _dense(down), _dense(up)
     _backward[(tiles, tasks)](
         grad, down, up, z, dy, dz, inner, sums, rows, tiles, width, narrow,
         down.stride(0), up.stride(0), TILE=tile, **_options(grad, narrow, kind),
     )  # fmt: skip
-    return dy, dz, inner, sums.sum(1).to(up.dtype)
+    return dy, dz, inner, sums.sum(1)
 
 
 @_bottleneck_backward.register_fake
 def _(grad, down, up, z, kind):
-    return torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z), up.new_empty(up.shape[0], up.shape[1])
+    sums = up.new_empty(len(up), up.shape[1] + up.shape[2], dtype=torch.float32)
+    return torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z), sums
 
 
 def _keep(ctx, inputs, output) -> None:
-    y, down, _, up, _, ctx.kind = inputs
+    y, down, down_bias, up, up_bias, ctx.kind = inputs
+    ctx.dtypes = down_bias.dtype, up_bias.dtype
     ctx.save_for_backward(y, down, up, output[1])
 
 
 def _derive(ctx, grad, _z):
     y, down, up, z = ctx.saved_tensors
     tasks, narrow, width = down.shape
-    dy, dz, inner, dc = _bottleneck_backward(grad, down, up, z, ctx.kind)
+    dy, dz, inner, sums = _bottleneck_backward(grad, down, up, z, ctx.kind)
+    db, dc = (one.to(dtype) for one, dtype in zip((sums[:, width:], sums[:, :width]), ctx.dtypes, strict=True))
     dz, inner = dz.view(tasks, -1, narrow), inner.view(tasks, -1, narrow)
     ddown = (dz.mT @ y.reshape(tasks, -1, width)).to(down.dtype)
     dup = (grad.reshape(tasks, -1, width).mT @ inner).to(up.dtype)
-    return dy, ddown, dz.sum(1).to(down.dtype), dup, dc, None
+    return dy, ddown, db, dup, dc, None
 
 
 torch.library.register_autograd("intarsia::bottleneck", _derive, setup_context=_keep)

@@ -1,4 +1,4 @@
-"""The change of a trained norm, y + g n(x) + c, in one pass over memory each way.
+"""The change of a trained norm, y + g n(x) + c, in one pass over memory each way; and the whole norm, (G + g) n(x) + C + c.
 
 In plain torch it is five passes forward and about nine backward over tensors as large as the states; a row of numbers is small
 enough to stay in a program's registers.
@@ -26,28 +26,36 @@ def _normal(x, columns, width, eps, CENTRE: tl.constexpr):
 
 
 @triton.jit
-def _forward(x_ptr, y_ptr, gain_ptr, bias_ptr, out_ptr, rows, width, gain_task, bias_task, eps,
-             CENTRE: tl.constexpr, BIAS: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+def _forward(x_ptr, y_ptr, gain_ptr, bias_ptr, own_gain_ptr, own_bias_ptr, out_ptr, rows, width, gain_task, bias_task, eps,
+             CENTRE: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, OWN_BIAS: tl.constexpr,
+             WIDTH: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, WIDTH)
     inside, task = columns < width, row // rows
     x = tl.load(x_ptr + row * width + columns, mask=inside, other=0.0)
-    y = tl.load(y_ptr + row * width + columns, mask=inside, other=0.0)
     gain = tl.load(gain_ptr + task * gain_task + columns, mask=inside, other=0.0).to(tl.float32)
     normal, _ = _normal(x, columns, width, eps, CENTRE)
-    out = y.to(tl.float32) + normal * gain
+    if OWN:
+        out = normal * (gain + tl.load(own_gain_ptr + columns, mask=inside, other=0.0).to(tl.float32))
+        if OWN_BIAS:
+            out += tl.load(own_bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+    else:
+        out = tl.load(y_ptr + row * width + columns, mask=inside, other=0.0).to(tl.float32) + normal * gain
     if BIAS:
         out += tl.load(bias_ptr + task * bias_task + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out_ptr + row * width + columns, out.to(out_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _backward(x_ptr, grad_ptr, gain_ptr, dx_ptr, sums_ptr, rows, parts, width, gain_task, eps,
-              CENTRE: tl.constexpr, BIAS: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr):  # fmt: skip
+def _backward(x_ptr, grad_ptr, gain_ptr, own_gain_ptr, dx_ptr, sums_ptr, rows, parts, width, gain_task, eps,
+              CENTRE: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, WIDTH: tl.constexpr,
+              ROWS: tl.constexpr):  # fmt: skip
     part, task = tl.program_id(0), tl.program_id(1)
     columns = tl.arange(0, WIDTH)
     inside = columns < width
     gain = tl.load(gain_ptr + task * gain_task + columns, mask=inside, other=0.0).to(tl.float32)
+    if OWN:
+        gain += tl.load(own_gain_ptr + columns, mask=inside, other=0.0).to(tl.float32)
     dgain, dbias = tl.zeros([WIDTH], tl.float32), tl.zeros([WIDTH], tl.float32)
     for index in range(part * ROWS, min((part + 1) * ROWS, rows)):
         at = (task * rows + index).to(tl.int64) * width + columns
@@ -72,26 +80,37 @@ def _options(width: int) -> dict:
 
 
 @torch.library.custom_op("intarsia::norm_change", mutates_args=())
-def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, centre: bool) -> Tensor:
-    """As `ops.norm_change`; x and y are contiguous, gain and bias (N, D), each task's dense."""
-    width, out = x.shape[-1], torch.empty_like(y)
+def norm_change(
+    x: Tensor,
+    y: Tensor | None,
+    gain: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centre: bool,
+    own_gain: Tensor | None = None,
+    own_bias: Tensor | None = None,
+) -> Tensor:
+    """As `ops.norm_change`, y or the norm's own gain (and bias) given; x and y are contiguous, gain and bias (N, D), each task's
+    dense."""
+    width, out = x.shape[-1], torch.empty_like(x)
     count = x.numel() // width
     shift = gain if bias is None else bias
     _forward[(count,)](
-        x, y, gain, shift, out, count // len(gain), width, gain.stride(0), shift.stride(0), eps,
-        CENTRE=centre, BIAS=bias is not None, **_options(width),
+        x, x if y is None else y, gain, shift, gain if own_gain is None else own_gain, gain if own_bias is None else own_bias,
+        out, count // len(gain), width, gain.stride(0), shift.stride(0), eps,
+        CENTRE=centre, BIAS=bias is not None, OWN=own_gain is not None, OWN_BIAS=own_bias is not None, **_options(width),
     )  # fmt: skip
     return out
 
 
 @norm_change.register_fake
-def _(x, y, gain, bias, eps, centre):
-    return torch.empty_like(y)
+def _(x, y, gain, bias, eps, centre, own_gain=None, own_bias=None):
+    return torch.empty_like(x)
 
 
 @torch.library.custom_op("intarsia::norm_change_backward", mutates_args=())
 def _norm_change_backward(
-    grad: Tensor, x: Tensor, gain: Tensor, has_bias: bool, eps: float, centre: bool
+    grad: Tensor, x: Tensor, gain: Tensor, own_gain: Tensor | None, has_bias: bool, eps: float, centre: bool
 ) -> tuple[Tensor, Tensor]:
     """dx, and the gradients of gain and bias one behind the other, (1 or 2, N, D)."""
     width, tasks = x.shape[-1], len(gain)
@@ -101,27 +120,28 @@ def _norm_change_backward(
     dx = torch.empty_like(x)
     sums = torch.empty(1 + has_bias, tasks, parts, width, dtype=torch.float32, device=x.device)
     _backward[(parts, tasks)](
-        x, grad.contiguous(), gain, dx, sums, rows, parts, width, gain.stride(0), eps,
-        CENTRE=centre, BIAS=has_bias, ROWS=own, **_options(width),
+        x, grad.contiguous(), gain, gain if own_gain is None else own_gain, dx, sums, rows, parts, width, gain.stride(0), eps,
+        CENTRE=centre, BIAS=has_bias, OWN=own_gain is not None, ROWS=own, **_options(width),
     )  # fmt: skip
     return dx, sums.sum(2).to(gain.dtype)
 
 
 @_norm_change_backward.register_fake
-def _(grad, x, gain, has_bias, eps, centre):
+def _(grad, x, gain, own_gain, has_bias, eps, centre):
     return torch.empty_like(x), gain.new_empty(1 + has_bias, *gain.shape)
 
 
 def _keep(ctx, inputs, output) -> None:
-    x, _, gain, bias, ctx.eps, ctx.centre = inputs
+    x, _, gain, bias, ctx.eps, ctx.centre, own_gain, _ = inputs
     ctx.has_bias = bias is not None
-    ctx.save_for_backward(x, gain)
+    ctx.save_for_backward(x, gain, *(() if own_gain is None else (own_gain,)))
 
 
 def _derive(ctx, grad):
-    x, gain = ctx.saved_tensors
-    dx, sums = _norm_change_backward(grad, x, gain, ctx.has_bias, ctx.eps, ctx.centre)
-    return dx, grad, sums[0], sums[1] if ctx.has_bias else None, None, None
+    x, gain, *own = ctx.saved_tensors
+    dx, sums = _norm_change_backward(grad, x, gain, own[0] if own else None, ctx.has_bias, ctx.eps, ctx.centre)
+    dy = None if own else grad
+    return dx, dy, sums[0], sums[1] if ctx.has_bias else None, None, None, None, None
 
 
 torch.library.register_autograd("intarsia::norm_change", _derive, setup_context=_keep)

@@ -1,20 +1,22 @@
 """K tasks of one form in training: one task whose tensors are (K, ...), and AdamW over all of them at once.
 
 The tensors of a member are rows of flat ones, (K, size); the member's own task sees the same memory. So scoring, checkpoints and
-folding work on the task as ever. AdamW is Loshchilov and Hutter 2019 (https://arxiv.org/abs/1711.05101), in torch's order of
-operations; each member has its own learning rate, decay, moments and clipping.
+folding work on the task as ever. Each member has its own learning rate, decay, moments and clipping.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from itertools import groupby
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from intarsia import ops
 from intarsia.methods import ProjectionDelta, WeightDelta
+from intarsia.methods.norms import NormDelta
 from intarsia.task import Task
 from intarsia.training.optim import OptimizerState, trained
 
@@ -33,36 +35,96 @@ def form_of(task: Task) -> tuple[object, ...]:
     return task.method, reads, shapes
 
 
+class Kind(NamedTuple):
+    """How a tensor is treated; those computed in half precision come first."""
+
+    high: bool
+    """Computed with as it is."""
+    head: bool
+    free: bool
+    """Without weight decay."""
+
+
+def _kinds(task: Task, *, lowered: bool) -> dict[str, Kind]:
+    """Of each trained tensor, by its name."""
+    free, found = task.decay_free(), {}
+    for name, parameter in trained(task).items():
+        owner = task.get_submodule(name.rpartition(".")[0])
+        low = isinstance(owner, WeightDelta) or (isinstance(owner, ProjectionDelta) and parameter.dim() > 2)
+        found[name] = Kind(not (lowered and low), name.startswith("head_module."), name in free)
+    return found
+
+
+class Span(NamedTuple):
+    """Neighbouring numbers that are treated alike."""
+
+    at: slice
+    names: tuple[str, ...]
+    low: bool
+    """Whether the model computes with a copy in the backbone's dtype."""
+    share: Tensor
+    """(K,): of each member's learning rate."""
+    decay: Tensor
+    """(K,): weight decay."""
+
+
 class Stack:
     """Members of one form. `task` is the task of them all, for a route's run of K rows."""
 
     def __init__(self, members: Sequence[Member], dtype: torch.dtype) -> None:
-        """dtype: of the backbone. Projections and replaced weights compute in it, from a copy that is made once a step."""
+        """dtype: of the backbone. The matrices of projections, and replaced weights, compute in it, from a copy that follows the
+        weights; vectors are read as they are, so that their gradients need no cast."""
         self.members = list(members)
-        count, device = len(members), members[0].device
+        count, device, task = len(members), members[0].device, members[0].task
+        self._dtype = next(task.parameters()).dtype
+        kinds = _kinds(task, lowered=dtype != self._dtype)
         self.layout: dict[str, tuple[int, torch.Size]] = {}
+        self.spans: list[Span] = []
         size = 0
-        for name, parameter in trained(members[0].task).items():
-            self.layout[name] = size, parameter.shape[1:]
-            size += -(-parameter.numel() // _ALIGN) * _ALIGN
-        self.master, self.gradient, self.first, self.second = (
-            torch.zeros(count, size, device=device, dtype=next(members[0].task.parameters()).dtype) for _ in range(4)
+        for kind, group in groupby(sorted(kinds, key=kinds.__getitem__), key=kinds.__getitem__):
+            names, begin = tuple(group), size
+            for name in names:
+                shape = task.get_parameter(name).shape[1:]
+                self.layout[name] = size, shape
+                size += -(-shape.numel() // _ALIGN) * _ALIGN
+            self.spans.append(self._span(slice(begin, size), names, kind))
+        self.master, self.first, self.second = (
+            torch.zeros(count, size, device=device, dtype=self._dtype) for _ in range(3)
         )
-        self.low = (
-            self.master.new_zeros(0) if dtype == self.master.dtype else torch.zeros_like(self.master, dtype=dtype)
-        )
+        lowest = max((span.at.stop for span in self.spans if span.low), default=0)
+        self.low = torch.zeros(count, lowest, device=device, dtype=dtype)
         self._adopt()
-        self.task = copy.deepcopy(members[0].task).train()
+        self.low.copy_(self.master[:, :lowest])
+        self.task = copy.deepcopy(task).train()
+        self._see_norms()
         self.leaves: dict[str, Tensor] = {}
-        for path, module in self.task.named_modules():
-            lowered = isinstance(module, ProjectionDelta | WeightDelta) and self.low.numel()
-            for name, parameter in module._parameters.items():
-                if parameter is not None and parameter.requires_grad:
-                    full = f"{path}.{name}" if path else name
-                    module._parameters[name] = self.leaves[full] = nn.Parameter(  # type: ignore[assignment]
-                        self._view(self.low if lowered else self.master, full)
-                    )
-        self._constants()
+        for span in self.spans:
+            for name in span.names:
+                leaf = nn.Parameter(self._view(self.low if span.low else self.master, name))
+                owner, _, own = name.rpartition(".")
+                self.task.get_submodule(owner)._parameters[own] = self.leaves[name] = leaf  # type: ignore[assignment]
+        settings = [member.settings for member in self.members]
+        self.beta1, self.beta2 = (self._column([s.betas[i] for s in settings]) for i in (0, 1))
+        self.eps = self._column([s.eps for s in settings])
+        self.clip = self._column([s.clip or float("inf") for s in settings])
+
+    def _see_norms(self) -> None:
+        """One pass each way through a trained LayerNorm with its change, not two."""
+        self.norms: dict[str, nn.LayerNorm] = {}
+        for key, site in self.task.sites.items():
+            norm, delta = self.members[0].bank.backbone.base.get_submodule(site.module), self.task.delta(key)
+            if isinstance(delta, NormDelta) and type(norm) is nn.LayerNorm and norm.elementwise_affine:
+                delta.own = ops.Own(norm.weight, norm.bias)
+                self.norms[key] = norm
+
+    def _column(self, values: Sequence[float]) -> Tensor:
+        return torch.tensor(values, dtype=self._dtype, device=self.members[0].device)
+
+    def _span(self, at: slice, names: tuple[str, ...], kind: Kind) -> Span:
+        settings = [member.settings for member in self.members]
+        share = self._column([s.head_share() if kind.head else 1.0 for s in settings])
+        decay = self._column([0.0 if kind.free else s.decay() for s in settings])
+        return Span(at, names, not kind.high, share, decay)
 
     def _view(self, flat: Tensor, name: str) -> Tensor:
         at, shape = self.layout[name]
@@ -80,25 +142,6 @@ class Stack:
                     if (kept := tensors.get(f"{name}/{key}")) is not None:
                         self._view(flat, name)[row : row + 1].copy_(kept)
 
-    def _constants(self) -> None:
-        """What AdamW needs of each member and each number, and never changes."""
-        task, like = self.members[0].task, self.master
-        decayed, headed = torch.ones_like(like[:1]), torch.zeros_like(like[:1])
-        for name, (at, shape) in self.layout.items():
-            span = slice(at, at + shape.numel())
-            decayed[:, span] = 0.0 if name in task.decay_free() else 1.0
-            headed[:, span] = 1.0 if name.startswith("head_module.") else 0.0
-        settings = [member.settings for member in self.members]
-
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
-
-        self.share = 1 + headed * (column([s.head_share() for s in settings]) - 1)
-        self.decay = decayed * column([s.decay() for s in settings])
-        self.beta1, self.beta2 = (column([s.betas[i] for s in settings]) for i in (0, 1))
-        self.eps = column([s.eps for s in settings])
-        self.clip = column([s.clip or float("inf") for s in settings])
-
     def numbers(self) -> list[list[float]]:
         """Of the next step, for each member: learning rate, 1 - beta1^t, 1 - beta2^t."""
         found = []
@@ -107,26 +150,31 @@ class Stack:
             found.append([member.rate(step), 1 - beta1 ** (step + 1), 1 - beta2 ** (step + 1)])
         return found
 
-    def lower(self) -> None:
-        """Before a forward pass: the copy in the backbone's dtype."""
-        if self.low.numel():
-            self.low.copy_(self.master)
-
     def update(self, gradients: Sequence[Tensor | None], numbers: Tensor) -> Tensor:
         """One step of AdamW. gradients: of `leaves`, in their order; numbers: (K, 3). Returns the gradients' norms, (K,)."""
-        places = [self._view(self.gradient, name) for name in self.leaves]
-        given = [(place, g) for place, g in zip(places, gradients, strict=True) if g is not None]
-        torch._foreach_copy_([place for place, _ in given], [g for _, g in given])
-        rate, correct1, correct2 = (numbers[:, i : i + 1].to(self.master.dtype) for i in range(3))
-        g, m, v = self.gradient, self.first, self.second
-        norm = torch.linalg.vector_norm(g, dim=1, keepdim=True)
-        g = g * (self.clip / (norm + 1e-6)).clamp(max=1.0)
-        rate = rate * self.share
-        self.master.mul_(1 - rate * self.decay)
-        m.add_((g - m) * (1 - self.beta1))
-        v.mul_(self.beta2).add_(g * g * (1 - self.beta2))
-        self.master.sub_(rate / correct1 * m / (v.sqrt() / correct2.sqrt() + self.eps))
-        return norm[:, 0]
+        found = dict(zip(self.leaves, gradients, strict=True))
+        joined = [self._joined(span, found) for span in self.spans]
+        parts = [torch.linalg.vector_norm(g, dim=1, dtype=self.master.dtype) for g in joined]
+        norm = torch.linalg.vector_norm(torch.stack(parts), dim=0)
+        factor = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        rate, correct1, correct2 = numbers.to(self.master.dtype).unbind(1)
+        for span, gradient in zip(self.spans, joined, strict=True):
+            own = rate * span.share, span.decay, self.beta1, self.beta2, self.eps
+            rates = ops.Rates(*own, correct1, correct2, factor)
+            low = self.low[:, span.at] if span.low else None
+            ops.adamw(self.master[:, span.at], low, self.first[:, span.at], self.second[:, span.at], gradient, rates)
+        return norm
+
+    def _joined(self, span: Span, found: dict[str, Tensor | None]) -> Tensor:
+        """(K, n): the gradients of a span, zeros where there are none."""
+        pieces = []
+        for name in span.names:
+            gradient, (_, shape) = found[name], self.layout[name]
+            like = self.leaves[name]
+            pieces.append(torch.zeros_like(like).flatten(1) if gradient is None else gradient.flatten(1))
+            if spare := -shape.numel() % _ALIGN:
+                pieces.append(like.new_zeros(len(like), spare))
+        return torch.cat(pieces, dim=1)
 
     def optimizer_state(self, member: Member) -> OptimizerState:
         """As torch's AdamW names it."""

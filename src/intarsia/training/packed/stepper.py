@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from intarsia.backbone.packed import packed
 from intarsia.training.member import Member
@@ -19,7 +19,7 @@ from intarsia.training.packed.layout import Layout, Placed, Reading, Shape, TooS
 from intarsia.training.packed.losses import PackedRoute, losses
 from intarsia.training.packed.stack import Stack, form_of
 
-_GRAIN = 64
+_GRAIN = 32
 """Columns and places come in multiples of it, so that a little more does not want another graph."""
 
 
@@ -41,6 +41,9 @@ class PackedStepper:
         # None are given where no row has any, as in padded batches: some models' zeros are not neutral (GPT-2).
         sources = [getattr(member.source, "encoded", None) for member in self._members]
         self.types = any(getattr(encoded, "type_ids", None) is not None for encoded in sources)
+        # Where every member trains the norm, nobody reads the frozen one's output.
+        shared = set.intersection(*(set(stack.norms) for stack in self.stacks))
+        self.norms = [norm for key, norm in self.stacks[0].norms.items() if key in shared]
         self.leaves = [leaf for stack in self.stacks for leaf in stack.leaves.values()]
         self._replay: Callable[[], None] | None = None
         self._make(_room(self._members, self.readings))
@@ -120,14 +123,11 @@ class PackedStepper:
         backbone.train_mode(False)
         generates = self.readings[0].head.kind == "generation"
         reading = backbone.only(self.layout.read) if generates else nullcontext()
-        with packed(backbone, self.layout.segments), self.bank.under(self.route), reading:
+        with packed(backbone, self.layout.segments), self.bank.under(self.route), reading, _idle(self.norms):
             yield
 
     def _gradients(self) -> tuple[Tensor, Sequence[Tensor | None]]:
         self.layout.settle()
-        with torch.no_grad():
-            for stack in self.stacks:
-                stack.lower()
         each = losses(self.bank.backbone, self.tasks, self.layout)
         return each.detach(), torch.autograd.grad(each.sum(), self.leaves, allow_unused=True)
 
@@ -141,6 +141,18 @@ class PackedStepper:
                 numbers = self.layout.here["step"][row : (row := row + len(stack.members))]
                 norms.append(stack.update(own, numbers))
             self.seen.copy_(torch.stack([each.float(), torch.cat(norms).float()], dim=1))
+
+
+@contextmanager
+def _idle(norms: Sequence[nn.Module]) -> Iterator[None]:
+    """Meanwhile they compute nothing, and hand on what they are given."""
+    for norm in norms:
+        norm.__dict__["forward"] = lambda x: x
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.__dict__["forward"]
 
 
 def dropout_key(seed: int, step: int) -> int:
