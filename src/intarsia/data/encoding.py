@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,12 @@ def refuse_empty(rows: Rows, offsets: np.ndarray) -> None:
 
 def serialise(tokenizer: Any, words: bool = False) -> str:
     """The tokenizer as JSON, less the state that transformers leaves in it: the last call's truncation and padding."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return _stateless(tokenizer.backend_tokenizer.to_str(), words)
+
+
+@lru_cache(maxsize=2)  # every split of every run of a pack asks again, and a vocabulary is long
+def _stateless(serialised: str, words: bool) -> str:
+    state = json.loads(serialised)
     state["truncation"] = state["padding"] = None
     if words:
         _prefix_words(state["pre_tokenizer"])
