@@ -9,8 +9,10 @@ K members, S columns, G segments (rows, and stretches of unused columns), P virt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 from intarsia.backbone.attention import EXTEND, Extend, Result
 from intarsia.errors import UnsupportedError
 from intarsia.ops import segment_attention
-from intarsia.sites import Role
+from intarsia.sites import Role, Site
 
 if TYPE_CHECKING:
     from intarsia.backbone.backbone import Backbone
@@ -103,6 +105,52 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
+def plain_norms(backbone: Backbone) -> Iterator[tuple[Site, Any]]:
+    """The norms that are n(x) times their weight, plus their bias, and nothing else; some add 1 to their weight. RMSNorms in half
+    precision only: in float64 transformers' compute in fp32, and whoever replaces one would differ."""
+    half = backbone.dtype in (torch.bfloat16, torch.float16)
+    for site in (site for site in backbone.sites if site.role is Role.NORM):
+        module: Any = backbone.base.get_submodule(site.module)
+        if type(module) is nn.LayerNorm:
+            if module.elementwise_affine:
+                yield site, module
+        elif half and site.parameter == "rms" and getattr(module, "weight", None) is not None:
+            weight = module.weight.float()
+            probe = torch.linspace(-2, 3, len(weight), device=weight.device)
+            with torch.no_grad():
+                theirs = copy.deepcopy(module).float()(probe)
+            if torch.allclose(theirs, nn.functional.rms_norm(probe, weight.shape, weight, site.eps), rtol=1e-5):
+                yield site, module
+
+
+@contextmanager
+def _in_one_pass(backbone: Backbone) -> Iterator[None]:
+    """Meanwhile plain RMSNorms are torch's own kernel, where transformers has half a dozen."""
+    norms = [(norm, site.eps) for site, norm in plain_norms(backbone) if site.parameter == "rms"]
+    with computing([(norm, partial(_rms_norm, norm, eps)) for norm, eps in norms]):
+        yield
+
+
+def _rms_norm(norm: Any, eps: float, hidden_states: Tensor) -> Tensor:
+    return nn.functional.rms_norm(hidden_states, norm.weight.shape, norm.weight, eps)
+
+
+@contextmanager
+def computing(modules: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
+    """Meanwhile each module's own computation is another one; its hooks stay."""
+    before = [module.__dict__.get("forward") for module, _ in modules]
+    for module, forward in modules:
+        module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        for (module, _), own in zip(modules, before, strict=True):
+            if own is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = own
+
+
 @contextmanager
 def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
     """The backbone's calls meanwhile are of packed rows. UnsupportedError where it does not call transformers' attention interface,
@@ -119,7 +167,8 @@ def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
         module.__dict__[_SEGMENTS] = segments
     backbone.attention.switch(NAME)
     try:
-        yield
+        with _in_one_pass(backbone):
+            yield
     finally:
         backbone.attention.switch(before)
         for module in modules:

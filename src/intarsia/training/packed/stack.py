@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia import ops
+from intarsia.backbone.packed import plain_norms
 from intarsia.methods import ProjectionDelta, WeightDelta
 from intarsia.methods.norms import NormDelta
 from intarsia.task import Task
@@ -109,13 +110,12 @@ class Stack:
         self.clip = self._column([s.clip or float("inf") for s in settings])
 
     def _see_norms(self) -> None:
-        """One pass each way through a trained LayerNorm with its change, not two."""
-        self.norms: dict[str, nn.LayerNorm] = {}
-        for key, site in self.task.sites.items():
-            norm, delta = self.members[0].bank.backbone.base.get_submodule(site.module), self.task.delta(key)
-            if isinstance(delta, NormDelta) and type(norm) is nn.LayerNorm and norm.elementwise_affine:
-                delta.own = ops.Own(norm.weight, norm.bias)
-                self.norms[key] = norm
+        """One pass each way through a trained norm with its change, not two."""
+        self.norms: dict[str, nn.Module] = {}
+        for site, norm in plain_norms(self.members[0].bank.backbone):
+            if isinstance(delta := self.task.delta(site.key), NormDelta):
+                delta.own = ops.Own(norm.weight, getattr(norm, "bias", None))
+                self.norms[site.key] = norm
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self._dtype, device=self.members[0].device)
