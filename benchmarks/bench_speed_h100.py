@@ -1,7 +1,7 @@
 """Training speed on one GPU: one task and packs of tasks beside peft and adapters, and beside the frozen trunk's own floor.
 
     python -m benchmarks.bench_speed_h100 --out speed.jsonl            # every job below, each in a process of its own
-    python -m benchmarks.bench_speed_h100 --job ours:bert-base:adapter:8:compiled
+    python -m benchmarks.bench_speed_h100 --job ours:bert-base:adapter:8:graph
     python -m benchmarks.speed_h100_report speed.jsonl --about machine.json    # results/speed_h100.{json,md}
 
 Backbones have the named shape and random weights (speed does not depend on the values). Rows have the lengths of MRPC's training
@@ -12,6 +12,7 @@ pairs (mean 53, sd 12.7, 19 to 103 tokens). Tokens are real ones: padding and un
                                      graph, or compiled (and then a graph)
     peft:SHAPE:METHOD:PATH           peft in a plain loop, bf16 autocast; PATH is shuffled, or by-length
     adapters:SHAPE:METHOD:PATH       the adapters library likewise (needs transformers 4.57)
+    where:SHAPE:METHOD:MEMBERS       what the milliseconds of such a step go into, by sorts of kernels (torch's profiler)
     kernel:NAME                      a kernel on the states of a pack of 8, microseconds, beside plain torch (segments: beside
                                      torch's varlen_attn) and beside its floor: the bytes that it must move at a copy's speed
 """
@@ -28,40 +29,9 @@ from typing import Any
 
 import numpy as np
 
-SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert-base": ("BertConfig", {}),
-    "gpt2-medium": ("GPT2Config", {"n_embd": 1024, "n_layer": 24, "n_head": 16}),
-    "smollm2": (
-        "LlamaConfig",
-        {
-            "vocab_size": 49152,
-            "hidden_size": 576,
-            "num_hidden_layers": 30,
-            "num_attention_heads": 9,
-            "num_key_value_heads": 3,
-            "head_dim": 64,
-            "intermediate_size": 1536,
-        },
-    ),
-    "llama-1b": (
-        "LlamaConfig",
-        {
-            "vocab_size": 32000,
-            "hidden_size": 2048,
-            "num_hidden_layers": 16,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 64,
-            "intermediate_size": 8192,
-        },
-    ),
-    "tiny": (
-        "BertConfig",
-        {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 128},
-    ),
-}
-ROWS = {"bert-base": 32, "gpt2-medium": 16, "smollm2": 32, "llama-1b": 8, "tiny": 8}
-DECODERS = ("gpt2-medium", "smollm2", "llama-1b")
+from benchmarks.speed_h100_parts import ROWS, lengths, model, source, timed
+from benchmarks.speed_h100_peers import adapters, peft
+
 JOBS = [
     *(f"ours:bert-base:{m}:1:graph" for m in ("adapter", "lora", "prefix", "prompt")),
     *(f"ours:bert-base:{m}:{k}:graph" for m, k in (("adapter", 8), ("adapter", 32), ("lora", 8))),
@@ -74,26 +44,21 @@ JOBS = [
         for shape in ("gpt2-medium", "llama-1b")
         for who, more in (("ours", "1:graph"), ("peft", "by-length"))
     ),
+    *(f"where:bert-base:adapter:{members}" for members in (1, 8)),
     *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck")),
 ]
-
-
-def lengths(count: int, seed: int) -> np.ndarray:
-    """Tokens of so many rows, distributed as MRPC's."""
-    return np.clip(np.random.default_rng(seed).normal(53.2, 12.7, count).round(), 19, 103).astype(np.int64)
-
-
-def model(shape: str, *, head: bool = False) -> Any:
-    """Random weights; with transformers' own classification head for the peers."""
-    import torch
-    import transformers as tf
-
-    name, fields = SHAPES[shape]
-    config = getattr(tf, name)(**fields, pad_token_id=0, num_labels=2)
-    torch.manual_seed(0)
-    causal = not name.startswith("Bert")
-    auto = tf.AutoModelForCausalLM if causal else tf.AutoModelForSequenceClassification if head else tf.AutoModel
-    return auto.from_config(config)
+PARTS = {
+    "attention": ("segments_",),
+    "bottlenecks": ("bottleneck_",),
+    "trained norms": ("norm_forward", "norm_backward"),
+    "frozen norms": ("layer_norm", "rms_norm"),
+    "optimizer": ("adamw_",),
+    "matrix products": ("nvjet", "gemm", "cutlass"),
+    "gelu": ("Gelu",),
+    "additions": ("CUDAFunctor_add<c10::BFloat16",),
+    "sums over rows": ("reduce_kernel",),
+}
+"""What a kernel's name has in it, the first that fits."""
 
 
 # -- ours --------------------------------------------------------------------------------------------------------------
@@ -112,28 +77,8 @@ def method_of(name: str) -> Any:
     }[name]
 
 
-def source(shape: str, seed: int, arrangement: str, steps: int = 64) -> Any:
-    """A data set of random tokens."""
-    from intarsia.data import Encoded, EncodedPairs, EncodedSource, GenerationSource
-
-    rng, rows = np.random.default_rng(seed), ROWS[shape] * steps
-    sizes = lengths(rows, seed)
-
-    def ids(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        return rng.integers(1000, 20000, int(offsets[-1])).astype(np.int32), offsets
-
-    if shape in DECODERS:  # a table of 40 tokens and a text of about 40, as in E2E
-        inputs, targets = ids(sizes - sizes // 2), ids(sizes // 2 + 13)
-        pairs = EncodedPairs(False, *inputs, *targets, None, 0, 0)
-        return GenerationSource(pairs, ROWS[shape], pad_id=0, seed=seed, arrangement=arrangement)  # type: ignore[arg-type]
-    tokens, offsets = ids(sizes)
-    encoded = Encoded("classification", tokens, offsets, None, None, rng.integers(0, 2, rows), 0, 0)
-    return EncodedSource(encoded, ROWS[shape], pad_id=0, seed=seed, arrangement=arrangement)  # type: ignore[arg-type]
-
-
 def ours(shape: str, method: str, members: str, path: str, seconds: float, profile: Path | None) -> dict[str, Any]:
-    """Steps of the product's own steppers, as `fit_pack` takes them."""
+    """Steps of the product's own steppers, as `fit_pack` takes them. PATH where: their parts instead of their speed."""
     import tempfile
 
     import torch
@@ -175,12 +120,15 @@ def ours(shape: str, method: str, members: str, path: str, seconds: float, profi
         return sum(member.state.tokens for member in opened) - before  # type: ignore[union-attr]
 
     step()
+    if path == "where":
+        return parts_of(step)
     ready = time.perf_counter() - began
     found = timed(step, seconds) | {"ready_seconds": round(ready, 1)}
     if path != "plain":
         found["columns"] = steppers[0].layout.shape.columns  # type: ignore[union-attr]
     if profile is not None:
-        profile.write_text(profiled(step))
+        table = profiled(step).table(sort_by="cuda_time_total", row_limit=45, max_name_column_width=90)
+        profile.write_text(table)
     return found
 
 
@@ -259,15 +207,18 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
 
         moved = (4 * states, 8 * states)
     elif name == "norm":
-        inputs = [fresh(tasks, rows, width), fresh(tasks, rows, width), fresh(tasks, width), fresh(tasks, width)]
+        # A LayerNorm that is trained: the frozen one and its change at once.
+        inputs = [fresh(tasks, rows, width), fresh(tasks, width), fresh(tasks, width)]
+        own = ops.Own(fresh(width).detach(), fresh(width).detach())
 
         def ours() -> Any:
-            return norm_change(*inputs, 1e-12, centre=True)
+            return norm_change(inputs[0], own, *inputs[1:], 1e-12, centre=True)
 
         def plain() -> Any:
-            return reference.norm_change(*inputs, 1e-12, centre=True)
+            frozen = torch.nn.functional.layer_norm(inputs[0], (width,), *own, 1e-12)
+            return reference.norm_change(inputs[0], frozen, *inputs[1:], 1e-12, centre=True)
 
-        moved = (3 * states, 3 * states)
+        moved = (2 * states, 3 * states)
     else:
         shapes = [(tasks, rows, width), (tasks, narrow, width), (tasks, narrow), (tasks, width, narrow), (tasks, width)]
         inputs = [fresh(*shape) for shape in shapes]
@@ -301,123 +252,30 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
     }
 
 
-# -- the peers ---------------------------------------------------------------------------------------------------------
-
-
-def batches(shape: str, path: str) -> list[dict[str, Any]]:
-    """Padded batches; by-length: rows of like length together, within chunks of 50 batches, as Trainer's group_by_length."""
-    import torch
-
-    made = source(shape, 0, "like" if path == "by-length" else "shuffled")
-    causal, found = shape in DECODERS, []
-    for key in made.plan(0):
-        batch, labels = made.load(key)
-        tensors = {name: tensor.pin_memory() for name, tensor in batch.items()}
-        tensors["labels"] = labels if causal else torch.as_tensor(labels)
-        found.append((tensors, made.tokens(key)))
-    return found
-
-
-def loop_of(network: Any, shape: str, path: str, seconds: float) -> dict[str, Any]:
-    """A plain training loop: bf16 autocast, fused AdamW, clipping, as Trainer does it."""
-    import torch
-
-    network = network.cuda().train()
-    trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True)
-    made, turn = batches(shape, path), 0
-
-    def step() -> int:
-        nonlocal turn
-        batch, tokens = made[turn % len(made)]
-        turn += 1
-        moved = {name: tensor.cuda(non_blocking=True) for name, tensor in batch.items()}
-        with torch.autocast("cuda", dtype=torch.bfloat16):
-            loss = network(**moved).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return tokens
-
-    return timed(step, seconds) | {"trained": sum(p.numel() for p in trained)}
-
-
-def peft(shape: str, method: str, path: str, seconds: float) -> dict[str, Any]:
-    """Of the same sizes as ours."""
-    from peft import LoraConfig, PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig, get_peft_model
-
-    kind: Any = {"task_type": "CAUSAL_LM" if shape in DECODERS else "SEQ_CLS"}
-    names = {
-        "bert-base": ["query", "value"],
-        "tiny": ["query", "value"],
-        "gpt2-medium": ["c_attn"],
-        "smollm2": ["q_proj", "v_proj"],
-        "llama-1b": ["q_proj", "v_proj"],
-    }
-    config = {
-        "lora": lambda: LoraConfig(r=8, lora_alpha=16, target_modules=names[shape], **kind),
-        "prefix": lambda: PrefixTuningConfig(num_virtual_tokens=20, **kind),
-        "prompt": lambda: PromptTuningConfig(num_virtual_tokens=20, **kind),
-        "ptuning": lambda: PromptEncoderConfig(num_virtual_tokens=20, encoder_hidden_size=128, **kind),
-    }[method]()
-    return loop_of(get_peft_model(model(shape, head=True), config), shape, path, seconds)
-
-
-def adapters(shape: str, method: str, path: str, seconds: float) -> dict[str, Any]:
-    """The library of that name; its models are transformers' own, changed in place."""
-    import adapters as library  # type: ignore[import-not-found]
-
-    network = model(shape, head=True)
-    library.init(network)
-    config = {
-        "adapter": lambda: library.DoubleSeqBnConfig(reduction_factor=16),
-        "prefix": lambda: library.PrefixTuningConfig(prefix_length=20, flat=True),
-        "lora": lambda: library.LoRAConfig(r=8, alpha=16),
-    }[method]()
-    network.add_adapter("task", config=config)
-    network.train_adapter("task")
-    return loop_of(network, shape, path, seconds)
-
-
 # -- measuring ---------------------------------------------------------------------------------------------------------
 
 
-def timed(step: Callable[[], int], seconds: float) -> dict[str, Any]:
-    """Thousand tokens a second: the median of five spells of a fifth of the time each, after eight steps."""
-    import torch
-
-    cuda = torch.cuda.is_available()
-    wait = torch.cuda.synchronize if cuda else lambda: None
-    for _ in range(8):
-        step()
-    wait()
-    speeds = []
-    for _ in range(5):
-        tokens, steps, begun = 0, 0, time.perf_counter()
-        while time.perf_counter() - begun < seconds / 5 or steps < 3:
-            tokens, steps = tokens + step(), steps + 1
-            if steps % 16 == 0:
-                wait()
-        wait()
-        speeds.append(tokens / (time.perf_counter() - begun) / 1e3)
-    speeds.sort()
-    found = {"ktokens_per_second": round(speeds[2], 2), "slowest": round(speeds[0], 2), "fastest": round(speeds[-1], 2)}
-    if cuda:
-        found["peak_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
-    return found
-
-
-def profiled(step: Callable[[], int]) -> str:
+def profiled(step: Callable[[], int], steps: int = 3) -> Any:
     """Where the device's time goes, kernel by kernel."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
+    for _ in range(2):
+        step()
     with profile(activities=[ProfilerActivity.CUDA, ProfilerActivity.CPU]) as seen:
-        for _ in range(3):
+        for _ in range(steps):
             step()
         torch.cuda.synchronize()
-    return seen.key_averages().table(sort_by="cuda_time_total", row_limit=45, max_name_column_width=90)
+    return seen.key_averages()
+
+
+def parts_of(step: Callable[[], int], steps: int = 3) -> dict[str, Any]:
+    """Milliseconds of the device a step, by PARTS."""
+    found = dict.fromkeys([*PARTS, "else"], 0.0)
+    for event in profiled(step, steps):
+        part = next((part for part, words in PARTS.items() if any(word in event.key for word in words)), "else")
+        found[part] += event.self_device_time_total / steps / 1e3
+    return {name: round(value, 3) for name, value in found.items()} | {"whole": round(sum(found.values()), 3)}
 
 
 def measure(job: str, seconds: float, profile: Path | None) -> dict[str, Any]:
@@ -425,6 +283,8 @@ def measure(job: str, seconds: float, profile: Path | None) -> dict[str, Any]:
     who, *what = job.split(":")
     if who == "ours":
         return ours(*what, seconds, profile)  # type: ignore[arg-type]
+    if who == "where":
+        return ours(*what, "where", seconds, None)  # type: ignore[arg-type]
     return {"floor": floor, "peft": peft, "adapters": adapters, "kernel": kernel}[who](*what, seconds)
 
 

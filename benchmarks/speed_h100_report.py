@@ -6,6 +6,7 @@ python -m benchmarks.speed_h100_report speed.jsonl --about machine.json --notes 
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import RESULTS, write_results
 
@@ -36,7 +37,7 @@ def report(runs: list[Path], about: Path, notes: str) -> None:
     rows = []
     for job, row in found.items():
         who, shape, *what = job.split(":")
-        if who == "kernel":
+        if who in ("kernel", "where"):
             continue
         method = what[0] if who != "floor" else f"{int(what[0]):,} tokens"
         peers = [
@@ -63,10 +64,42 @@ def report(runs: list[Path], about: Path, notes: str) -> None:
     write_results(
         "speed_h100",
         "Training speed on one H100",
-        rows,
+        [*rows, *steps(found), *kernels(found)],
         text=TEXT.format(notes=notes),
         about=json.loads(about.read_text()),
     )
+
+
+def steps(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """What a step's time goes into, and its share of the whole."""
+    rows = []
+    for job, row in found.items():
+        if not job.startswith("where:"):
+            continue
+        _, shape, method, members = job.split(":")
+        parts = {name: value for name, value in row.items() if name not in ("job", "whole", "commit")}
+        for name, value in sorted(parts.items(), key=lambda pair: -pair[1]):
+            share = round(value / row["whole"], 3)
+            rows.append(
+                {"step of": f"{shape}, {method}, {members} at once", "part": name, "ms": value, "share": share}
+                | {"measured at": row.get("commit")}
+            )
+    return rows
+
+
+def kernels(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """The roofline of each kernel of ours: all are bound by memory, so the floor is their bytes at the speed of a copy."""
+    rows = []
+    for job, row in found.items():
+        if job.startswith("kernel:"):
+            for way in ("forward", "backward"):
+                ours, plain, least = (row[f"{who}_{way}_us"] for who in ("ours", "plain", "floor"))
+                rows.append(
+                    {"kernel": f"{job[7:]}, {way}", "us": ours, "plain torch, us": plain, "floor, us": least}
+                    | {"x plain": round(plain / ours, 2), "of the floor": round(least / ours, 2)}
+                    | {"copy TB/s": row["copy_tb_per_second"], "measured at": row.get("commit")}
+                )
+    return rows
 
 
 def main() -> None:
