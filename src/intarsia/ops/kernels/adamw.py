@@ -9,7 +9,7 @@ _BLOCK = 2048
 
 
 @triton.jit
-def _update(value_ptr, low_ptr, first_ptr, second_ptr, gradient_ptr, rates_ptr, count, tasks,
+def adamw_update(value_ptr, low_ptr, first_ptr, second_ptr, gradient_ptr, rates_ptr, count, tasks,
             value_task, low_task, first_task, second_task, gradient_task,
             LOW: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
     task = tl.program_id(1).to(tl.int64)
@@ -40,7 +40,7 @@ def update(value: Tensor, low: Tensor | None, first: Tensor, second: Tensor, gra
     assert rates.dtype == torch.float32
     assert all(x.stride(1) == 1 for x in (value, first, second, gradient))
     copy = value if low is None else low
-    _update[(triton.cdiv(count, _BLOCK), tasks)](
+    adamw_update[(triton.cdiv(count, _BLOCK), tasks)](
         value, copy, first, second, gradient, rates, count, tasks,
         value.stride(0), copy.stride(0), first.stride(0), second.stride(0), gradient.stride(0),
         LOW=low is not None, BLOCK=_BLOCK, num_warps=8,

@@ -48,7 +48,7 @@ def _seen(q_at, k_at, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
 
 
 @triton.jit
-def _forward(
+def segments_forward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, starts_q, starts_k,
     q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
     scale, heads, groups, width,
@@ -95,7 +95,7 @@ def _shares(
 
 
 @triton.jit
-def _backward(
+def segments_backward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, grad_ptr, dq_ptr, dk_ptr, dv_ptr, starts_q, starts_k,
     q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head, grad_row, grad_head,
     dq_row, dq_head, dk_row, dk_head,
@@ -180,7 +180,7 @@ def short_segments(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     heads, groups = q.shape[1], q.shape[1] // k.shape[1]
-    _forward[(len(starts_q) - 1, heads)](
+    segments_forward[(len(starts_q) - 1, heads)](
         q, k, v, out, lse, starts_q, starts_k,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
         scale * _LOG2E, heads, groups, q.shape[2], **_constants(q, causal, window),
@@ -202,7 +202,7 @@ def _short_segments_backward(
     dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     heads, groups = q.shape[1], q.shape[1] // k.shape[1]
-    _backward[(len(starts_q) - 1, k.shape[1])](
+    segments_backward[(len(starts_q) - 1, k.shape[1])](
         q, k, v, out, lse, g, dq, dk, dv, starts_q, starts_k,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
         g.stride(0), g.stride(1), dq.stride(0), dq.stride(1), dk.stride(0), dk.stride(1),
