@@ -235,7 +235,7 @@ def main() -> None:
         rows = [row for traffic in given.traffic for row in measure(contenders, alone, traffic, given)]
     finally:
         stock.close()
-    text = __doc__.split("\n\n")[2].replace("\n", " ")
+    text = __doc__.split("\n\n")[2].replace("\n", " ").strip()
     text += f" transformers' manager attended with `{stock.attention}`, pages of {PAGE} tokens."
     write_results(f"decoder_{given.device}", f"Continuous batching, {given.device}", rows, text=text)
 

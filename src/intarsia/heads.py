@@ -3,6 +3,8 @@
 Two heads train nothing, and let the frozen language model speak: `generation`, and a classification head with a `verbaliser`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -141,15 +143,14 @@ def pool(states: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
     return states[torch.arange(len(states), device=states.device), places.argmax(dim=1)]
 
 
-class HeadModule(nn.Module):
+class Reader:
     """scores = W dropout(pooled) + c.   W: (N, C, D), c: (N, C)"""
 
-    def __init__(self, head: Head, hidden: int) -> None:
-        super().__init__()
-        self.head = head
-        self.weight = nn.Parameter(torch.empty(1, head.outputs, hidden))
-        self.bias = nn.Parameter(torch.zeros(1, head.outputs))
-        nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)  # as google-research/adapter-bert
+    __slots__ = ()
+    head: Head
+    weight: Tensor
+    bias: Tensor
+    training: bool
 
     def forward(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """states: (B, T, D), mask: (B, T) or None. Returns fp32 scores (B, C); (B, T, C) for token classification."""
@@ -167,7 +168,41 @@ class HeadModule(nn.Module):
         return F.dropout(states, self.head.dropout) if self.training and self.head.dropout else states
 
 
-def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[HeadModule | None]) -> list[Tensor]:
+class HeadModule(Reader, nn.Module):
+    """A head that is trained."""
+
+    def __init__(self, head: Head, hidden: int) -> None:
+        super().__init__()
+        self.head = head
+        self.weight = nn.Parameter(torch.empty(1, head.outputs, hidden))
+        self.bias = nn.Parameter(torch.zeros(1, head.outputs))
+        nn.init.trunc_normal_(self.weight, std=0.02, a=-0.04, b=0.04)  # as google-research/adapter-bert
+
+
+class FrozenHead(Reader):
+    """A head that only answers. It is no nn.Module, whose dictionaries count beside the tensors of a prompt."""
+
+    __slots__ = ("bias", "head", "weight")
+    training = False
+
+    def __init__(self, head: Head, module: Reader, device: torch.device) -> None:
+        """A copy of the module's numbers, on the device."""
+        self.head = head
+        self.weight, self.bias = (x.detach().to(device, copy=True) for x in (module.weight, module.bias))
+
+    def __call__(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
+        """See `forward`."""
+        return self.forward(states, mask, pooler)
+
+    def module(self) -> HeadModule:
+        """The module that it was, on the CPU; it takes no gradients."""
+        with torch.device("meta"):  # draws no random numbers
+            made = HeadModule(self.head, self.weight.shape[-1])
+        made.weight, made.bias = (nn.Parameter(x.cpu(), requires_grad=False) for x in (self.weight, self.bias))
+        return made.eval()
+
+
+def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[Reader | None]) -> list[Tensor]:
     """The scores of each row by its own head; its states (T, D) where it has none. states: (B, T, D), mask: (B, T) or None.
 
     Heads of one shape are one product, however many tasks they are of.

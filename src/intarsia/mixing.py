@@ -20,18 +20,16 @@ from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta, ProjectionDel
 def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
     """Each run of rows through its own delta; the others pass unchanged. x: (B, ..., D_in), y: (B, ..., D), which is written to
     where no gradients are wanted: it has just been made, for nobody else."""
-    if len(deltas) == 1:
-        return y if deltas[0] is None else deltas[0](x, y)
-    in_place, pieces, stop = not torch.is_grad_enabled(), [], 0
+    in_place, alone, pieces, stop = not torch.is_grad_enabled(), len(deltas) == 1, [], 0
     for delta, count in zip(deltas, counts, strict=True):
         span = slice(stop, stop := stop + count)
-        assert delta is None or isinstance(delta, ProjectionDelta)
-        if not in_place:
-            pieces.append(y[span] if delta is None else delta(x[span], y[span]))
-        elif delta is not None:
-            own = y[span]
-            own.copy_(delta(x[span], own))
-    return y if in_place else torch.cat(pieces)
+        own = y if alone else y[span]
+        if delta is not None:
+            assert isinstance(delta, ProjectionDelta)
+            read = x if alone else x[span]
+            own = delta.change_(read, own) if in_place else delta(read, own)
+        pieces.append(own)
+    return y if in_place else pieces[0] if alone else torch.cat(pieces)
 
 
 def _rows(values: Tensor, count: int) -> Tensor:

@@ -2,26 +2,28 @@
 
 Tasks of equal shape share a `Form`: their deltas without tensors, and where each tensor lies in the flat one. What costs memory
 per task is its numbers, and little else. N tasks of one form, one below the other, are the (N, ...) tensors that deltas take;
-on a CPU large matrices are not brought together, since that would cost more than their products.
+large matrices are not brought together where they can be read as they lie, since that would cost more than their products.
 """
 
 from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
+from intarsia.heads import FrozenHead
 from intarsia.methods import Delta, ProjectionDelta
-from intarsia.ops import Pieces
+from intarsia.ops import ALIGN
+from intarsia.ops.reference import Weight
 from intarsia.task import Task
 
-_ALIGN = 8
-"""Tensors begin at multiples of so many numbers: 16 bytes in half precision, as matrix units want."""
 SMALL = 4096
 """Numbers of a matrix up to which copying it costs less than a product of its own (measured on two cores)."""
 
@@ -58,7 +60,7 @@ class Form:
         self.layout: dict[str, list[Place]] = {}
         """By the site's key."""
         self.sizes: list[int] = []
-        """Numbers of each piece of a flat tensor; every other one is what fills up to `_ALIGN`."""
+        """Numbers of each piece of a flat tensor; every other one is what fills up to `ALIGN`."""
         self.offset = task.offset
         """Positions by which the rows' tokens are moved."""
         for key in task.sites:
@@ -66,11 +68,25 @@ class Form:
                 self.shells[key] = copy.deepcopy(delta.fold()).to("meta").eval()
         self.modules = nn.ModuleDict({key.replace(".", ":"): shell for key, shell in self.shells.items()})
         """What stored tasks have for deltas."""
+        self.common: dict[str, Any] = {}
+        """What its first stored task knows, for others that know the same."""
         self.layout = {key: [] for key in self.shells}
         self._place(apart=False)
         self.near = len(self.sizes)
         """Pieces of tensors that a batch's tasks are cheaper to have together; those behind them are read where they lie."""
+        self.near_size = sum(self.sizes)
         self._place(apart=True)
+
+    @cached_property
+    def scattered(self) -> bool:
+        """Whether kernels, where there are any, read the tasks' large matrices where they lie."""
+        owners = [self.shells[key] for key, places in self.layout.items() if any(p.piece >= self.near for p in places)]
+        return bool(owners) and all(isinstance(one, ProjectionDelta) and one.scattered() for one in owners)
+
+    def share(self, name: str, value: Any) -> Any:
+        """The value, or an equal one that another of its tasks has."""
+        first = self.common.setdefault(name, value)
+        return first if first == value else value
 
     def _place(self, *, apart: bool) -> None:
         for key, shell in self.shells.items():
@@ -78,23 +94,29 @@ class Form:
                 shape = parameter.shape[1:]
                 if apart == (isinstance(shell, ProjectionDelta) and len(shape) == 2 and shape.numel() > SMALL):
                     self.layout[key].append(Place(name, len(self.sizes), shape))
-                    self.sizes += [shape.numel(), -shape.numel() % _ALIGN]
+                    self.sizes += [shape.numel(), -shape.numel() % ALIGN]
 
     def pieces(self, flat: Tensor) -> Sequence[Tensor]:
         """Views of a flat tensor (size,), or of a stack of them (N, size), one for each of `sizes`."""
         return flat.split(self.sizes, -1)
 
-    def gather(self, flats: Sequence[Tensor], counts: Sequence[int]) -> tuple[Sequence[Tensor], list[Sequence[Tensor]]]:
-        """For tasks with so many rows: the near pieces of all rows together, and each task's others."""
-        size = sum(self.sizes[: self.near])
-        near = torch.stack(by_row([flat[:size] for flat in flats], counts))
-        return near.split(self.sizes[: self.near], -1), [flat[size:].split(self.sizes[self.near :]) for flat in flats]
+    def near_pieces(self, near: Tensor) -> Sequence[Tensor]:
+        """Views of the first `near_size` numbers of a flat tensor, or of a stack of them."""
+        return near.split(self.sizes[: self.near], -1)
+
+    def apart(self, flat: Tensor) -> Sequence[Tensor]:
+        """A flat tensor's other pieces."""
+        return flat[self.near_size :].split(self.sizes[self.near :])
 
     def delta(
-        self, key: str, near: Sequence[Tensor], apart: Sequence[Sequence[Tensor]], counts: Sequence[int]
+        self,
+        key: str,
+        near: Sequence[Tensor],
+        apart: Sequence[Sequence[Tensor]],
+        weight: Callable[[list[Tensor]], Weight],
     ) -> Delta | None:
-        """The delta of some tasks at a site, with views for parameters; None where the tasks have none there. near, apart: from
-        `gather`; or `pieces` and nothing."""
+        """The delta of some tasks at a site, with views for parameters; None where the tasks have none there. near: from
+        `near_pieces`, and apart: from `apart`; or `pieces` and nothing. weight: what stands for matrices that lie apart."""
         shell = self.shells.get(key)
         if shell is None:
             return None
@@ -103,7 +125,7 @@ class Form:
             if piece < len(near):
                 tensors[name] = near[piece].view(-1, *shape)
             else:
-                tensors[name] = Pieces([own[piece - len(near)].view(shape) for own in apart], counts)
+                tensors[name] = weight([own[piece - len(near)].view(shape) for own in apart])
         # As copy.copy does, without the several microseconds of its protocol: there is one for each form, site and batch.
         made = object.__new__(type(shell))
         made.__dict__.update(shell.__dict__)
@@ -149,15 +171,61 @@ class Live:
         """Of the bank's own memory: none."""
 
 
+_UNUSED = {
+    name: MappingProxyType({}) if isinstance(value, dict) else frozenset() if isinstance(value, set) else value
+    for name, value in vars(nn.Module()).items()
+    if name not in ("training", "_modules")
+}
+"""What torch gives each module for hooks, buffers and own parameters: about 2 KB, and a prompt has 30. These cannot be filled."""
+
+
+_SHARED = ("method", "head", "sites", "words", "backbone_info")
+"""Of a task; nobody changes these."""
+
+
+class LightTask(Task):
+    """What is known of a stored task besides its deltas' tensors, which are the bank's; its head is a `FrozenHead`.
+
+    A thousand of them cost little: what torch gives each module is there once for all, and what tasks of a form have in common,
+    once for the form.
+    """
+
+    training = False
+
+    def __init__(self, task: Task, form: Form, device: torch.device) -> None:
+        """device: where the head's numbers go, and stay when the others are paged."""
+        known = vars(self)
+        for name, value in facts(task).items():  # one by one, as Python then keeps the names once for all
+            known[name] = form.share(name, value) if name in _SHARED else value
+        known["_modules"] = form.share("_modules", {"deltas": form.modules})
+        module = task.head_module
+        known["head_module"] = None if module is None else FrozenHead(self.head or module.head, module, device)
+
+    def trained_parameters(self) -> int:
+        """How many numbers were trained, the head's included."""
+        head: Any = self.head_module
+        return super().trained_parameters() + (0 if head is None else head.weight.numel() + head.bias.numel())
+
+
+for _name, _value in _UNUSED.items():
+    setattr(LightTask, _name, _value)
+
+
+def facts(task: Task) -> dict[str, Any]:
+    """What a task has besides its modules."""
+    return {
+        k: v for k, v in vars(task).items() if k not in _UNUSED and k not in ("training", "_modules", "head_module")
+    }
+
+
 class Stored:
     """A frozen task in the bank's own memory. `task` is what is known of it besides its deltas' tensors."""
 
-    def __init__(self, task: Task, form: Form, flat: Tensor) -> None:
+    __slots__ = ("flat", "form", "task")
+
+    def __init__(self, task: Task, form: Form, flat: Tensor, device: torch.device) -> None:
         self.form, self.flat = form, flat
-        self.task = copy.copy(task)
-        self.task._modules = dict(task._modules)
-        self.task.deltas = form.modules
-        self.task.head_module = copy.deepcopy(task.head_module)
+        self.task = LightTask(task, form, device)
 
     @property
     def nbytes(self) -> int:
@@ -166,7 +234,12 @@ class Stored:
 
     def whole(self) -> Task:
         """The task with its tensors, on the CPU."""
-        return self.form.unpack(self.flat.cpu(), self.task)
+        task, head = object.__new__(Task), self.task.head_module
+        nn.Module.__init__(task)
+        vars(task).update(facts(self.task))
+        task.deltas = self.form.unpack(self.flat.cpu(), self.task).deltas
+        task.head_module = head.module() if isinstance(head, FrozenHead) else None
+        return task.eval()
 
 
 class Shelf:
@@ -189,7 +262,7 @@ class Shelf:
     def store(self, task: Task, dtype: torch.dtype) -> Stored:
         """The task's tensors, packed in host memory; not yet on the shelf."""
         form = self._forms.get(form_key(task)) or Form(task)
-        stored = Stored(task, form, form.pack(task, dtype))
+        stored = Stored(task, form, form.pack(task, dtype), self.device)
         if self.capacity is not None and stored.nbytes > self.capacity:
             raise ConfigError(
                 f"task {task.name!r} needs {stored.nbytes:,} bytes, and the bank's capacity is {self.capacity:,}; give more"

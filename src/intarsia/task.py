@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -179,7 +180,8 @@ class Task(nn.Module):
                 f"{folder}: its method or head cannot be built: {' '.join(str(error).split())[:200]}"
             ) from None
         task.load_tensors(tensors)
-        task.metrics, task.data, task.version = description["metrics"], description["data"], description["content"]
+        task.metrics, task.data = (_known_words(description[part]) for part in ("metrics", "data"))
+        task.version = description["content"]
         return task.eval()
 
 
@@ -189,6 +191,11 @@ def _file_name(name: str) -> str:
         if name.startswith("deltas.")
         else name.replace("head_module", "head")
     )
+
+
+def _known_words(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with keys that many tasks have there once: they count beside the numbers of a prompt."""
+    return {sys.intern(key): value for key, value in values.items()}
 
 
 def _plain(head: Head) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import gc
 import random
+import tracemalloc
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ import tiny
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError, TaskError
-from intarsia.heads import Decoding, Head
+from intarsia.heads import Decoding, Head, HeadModule
 from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
 from intarsia.task import Task
 from methods.every import METHODS, PROMPTED, bits, new_task, row, stir, usable, wrap
@@ -106,6 +107,45 @@ def test_stored_tasks_in_any_mix_equal_the_tasks_themselves(family, mode):
         )
 
 
+@pytest.fixture
+def kernels(monkeypatch):
+    """As on a GPU: Triton's kernels compute, through its interpreter where there is none."""
+    pytest.importorskip("triton")
+    monkeypatch.setattr("intarsia.storage.SMALL", 0)
+    for module in ("intarsia.routing", "intarsia.ops.fast"):
+        monkeypatch.setattr(f"{module}.fused", lambda x: x.dtype == torch.float32)
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_kernels_read_the_adapters_of_many_tasks_where_they_lie(family, kernels):
+    backbone = wrap(family)
+    tasks = [
+        make(backbone, method, f"{method} {i}", seed=i) for method in ("serial", "lora", "learned") for i in range(2)
+    ]
+    names = [None, *(task.name for task in tasks), "serial 0", "serial 1", "serial 0"]
+    batch = ragged(family, len(names))
+    bank = bank_of(backbone, tasks, True)
+    plan = [index for rows in bank.passes(names) for index in rows]
+    with torch.no_grad():
+        runs = bank.route([names[index] for index in plan]).runs
+        together = bank(batch, tasks=names)
+    with torch.enable_grad():
+        derived = bank.route([names[index] for index in plan]).runs
+    methods = {
+        run.form.key[0].name + str(getattr(run.form.key[0], "scale", "")): run for run in runs if hasattr(run, "form")
+    }
+    # Only what the kernel knows; a learned scale and LoRA are stacked, and all is where there may be gradients.
+    assert {name for name, run in methods.items() if run.offsets is not None} == {"adapter1.0"}
+    assert len(methods) == 3
+    assert all(run.offsets is None for run in derived if hasattr(run, "form"))
+    bank.detach()
+    for index, name in enumerate(names):
+        alone = TaskBank(backbone, [t for t in tasks if t.name == name])
+        want = alone(row(batch, index), tasks=[name])[0].detach()  # with gradients, so nothing is written in place
+        alone.detach()
+        torch.testing.assert_close(seen(together[index], batch, index), seen(want, batch, index), **CLOSE)
+
+
 @modes
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "t5", "bart"])
 def test_stored_tasks_generate_in_any_mix_what_each_generates_alone(family, mode):
@@ -154,6 +194,62 @@ def test_what_the_bank_says_of_a_stored_task_is_what_the_task_says():
     assert known.trained_parameters() == task.trained_parameters()
     assert (known.prompt.length, known.prompt.place) == (task.prompt.length, task.prompt.place)
     assert (known.head, known.method, known.version) == (task.head, task.method, task.version)
+
+
+def test_a_stored_prompt_costs_little_beside_its_numbers():
+    backbone = wrap("bert")
+
+    def add(bank, count):
+        for number in range(count):
+            task = make(backbone, "prompt", f"task {len(bank.tasks)}", head=Head(labels=("a", "b")))
+            task.metrics, task.data = {"accuracy": number / 7}, {"max_length": 100 + number}
+            bank.add(task)
+        gc.collect()
+
+    bank = TaskBank(backbone)
+    add(bank, 2)
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        add(bank, 40)
+        each = (tracemalloc.get_traced_memory()[0] - before) / 40
+    finally:
+        tracemalloc.stop()
+    assert each < 3000, "bytes of Python objects for each task; two nn.Modules of its own would be 4 KB more"
+
+
+def test_stored_tasks_have_metrics_and_data_of_their_own_and_cannot_be_hooked():
+    backbone = wrap("bert")
+    bank = TaskBank(backbone, [make(backbone, "prompt", name, head=Head(labels=("a", "b"))) for name in "ab"])
+    bank.tasks["a"].metrics["accuracy"] = 0.5
+    bank.tasks["a"].data["max_length"] = 12
+    assert (bank.tasks["b"].metrics, bank.tasks["b"].data) == ({}, {})
+    with pytest.raises(TypeError):
+        bank.tasks["a"].register_forward_hook(print)
+
+
+def test_a_task_that_was_stored_can_be_trained_further():
+    backbone = wrap("bert")
+    task = make(backbone, "prompt", "one")
+    batch, random_state = tiny.inputs("bert", rows=2), torch.random.get_rng_state()
+    with torch.no_grad():
+        want = TaskBank(backbone, [task])(batch, tasks="one")
+    back = TaskBank(backbone, [task]).evict("one")
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert (type(back), type(back.head_module)) == (Task, HeadModule)
+    live = TaskBank(backbone, [back.requires_grad_(True)])
+    scores = live(batch, tasks="one")
+    torch.testing.assert_close(scores.detach(), want, **CLOSE)
+    scores.sum().backward()
+    assert all(parameter.grad is not None for parameter in back.parameters())
+
+
+def test_a_frozen_task_answers_without_dropout_even_where_it_was_left_in_training_mode():
+    backbone = wrap("bert")
+    bank = TaskBank(backbone, [make(backbone, "prompt", "one", head=Head(labels=("a", "b"), dropout=0.9)).train()])
+    batch = tiny.inputs("bert", rows=2)
+    with torch.no_grad():
+        assert torch.equal(bank(batch, tasks="one"), bank(batch, tasks="one"))
 
 
 def numbers(bank, where):

@@ -4,6 +4,7 @@ keys stay as they are, and Linear, Conv1D and quantised linears look alike."""
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -43,7 +44,11 @@ def first_argument(args: tuple, kwargs: dict) -> Tensor:
 
 
 def at_projection(base: nn.Module, site: Site, change: Project) -> Hooks:
-    """y <- change(x, y) at every call of the site's module."""
+    """y <- change(x, y) at every call of the site's module.
+
+    change may write into y where no gradients are wanted: what a site's module puts out has been made for it alone. (A dropout in
+    evaluation puts out its input, but at these places that is what the projection before it has just made.)
+    """
     module = base.get_submodule(site.module)
     if not site.source:
 
@@ -76,7 +81,13 @@ def _on_part(part: Part | None, x: Tensor, y: Tensor, change: Project) -> Tensor
         return change(x, y)
     grouped = y.unflatten(-1, (part.groups, -1))
     old = grouped[..., part.start : part.stop]
-    new = change(x, old.flatten(-2)).unflatten(-1, (part.groups, -1))
+    own = old.flatten(-2)
+    new = change(x, own)
+    if not torch.is_grad_enabled():
+        if new is not own or part.groups > 1:  # several groups were copied together
+            old.copy_(new.unflatten(-1, (part.groups, -1)))
+        return y
+    new = new.unflatten(-1, (part.groups, -1))
     # slice_scatter wants one axis at a time: the slice is along the last one.
     return grouped.slice_scatter(new, dim=-1, start=part.start, end=part.stop).flatten(-2)
 

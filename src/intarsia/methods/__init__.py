@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from intarsia.errors import ConfigError, nearest
@@ -44,7 +45,7 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 def method_from_dict(values: Mapping[str, Any]) -> Method:
     """The inverse of `method_to_dict`; missing fields take their defaults, unknown names and wrong types are ConfigErrors."""
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     name = values.get("name")
     if name not in METHODS:
@@ -57,11 +58,19 @@ def method_from_dict(values: Mapping[str, Any]) -> Method:
             f"method {name} has no field {unknown[0]!r}; its fields: {', '.join(known) or 'none'}{nearest(str(unknown[0]), known)}"
         )
     try:
-        return TypeAdapter(cls).validate_python(given)
+        return _checker(cls).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1])
         raise ConfigError(f"method {name}: {where}: {first['msg']}, got {first['input']!r}") from None
+
+
+@cache
+def _checker(cls: type) -> Any:
+    """Once for a class: pydantic takes milliseconds to make one, and keeps a part of each for good."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 __all__ = [

@@ -136,13 +136,32 @@ class BottleneckDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x: (B, T, D_in), the sublayer's input; y: (B, T, D). Returns (B, T, D)."""
-        method, dropout = self.method, self.method.dropout if self.training else 0.0
-        if not method.parallel and self.scale is None and method.scale == 1.0:
+        method, dropout = self.method, self._dropout()
+        if self._plain():
             return ops.adapted(y, self.down, self.down_bias, self.up, self.up_bias, method.non_linearity, dropout)
-        inner = x if method.parallel else y
+        return y + self._change(x, y, dropout)
+
+    def change_(self, x: Tensor, y: Tensor) -> Tensor:
+        """`forward` written into y."""
+        dropout = self._dropout()
+        if self._plain() and not dropout:
+            return ops.adapted_(y, self.down, self.down_bias, self.up, self.up_bias, self.method.non_linearity)
+        return y.add_(self._change(x, y, dropout))
+
+    def scattered(self) -> bool:
+        """Where the kernel knows all that is to be computed."""
+        return self._plain() and ops.fused_activation(self.method.non_linearity, self.down.shape[1]) is not None
+
+    def _dropout(self) -> float:
+        return self.method.dropout if self.training else 0.0
+
+    def _plain(self) -> bool:
+        return not self.method.parallel and self.scale is None and self.method.scale == 1.0
+
+    def _change(self, x: Tensor, y: Tensor, dropout: float) -> Tensor:
+        """s (U f(D z + b) + c)"""
+        inner = x if self.method.parallel else y
         change = ops.bottleneck(inner, self.down, self.down_bias, self.up, self.up_bias, self.activation, dropout)
         if self.scale is not None:
-            change = change * ops.per_task(self.scale, change)
-        elif method.scale != 1.0:
-            change = change * float(method.scale)
-        return y + change
+            return change * ops.per_task(self.scale, change)
+        return change if self.method.scale == 1.0 else change * float(self.method.scale)

@@ -38,6 +38,14 @@ class ProjectionDelta(Delta):
         """x: (B, T, D_in), y: (B, T, D), B rows in N equal runs, one run a task. Returns (B, T, D)."""
         raise NotImplementedError
 
+    def change_(self, x: Tensor, y: Tensor) -> Tensor:
+        """The same written into y, which has just been made for nobody else; without gradients. Returns y."""
+        return y.copy_(self(x, y))
+
+    def scattered(self) -> bool:
+        """Whether `change_` on a GPU reads each task's matrices where they lie (`ops.Scattered`), so that none are stacked."""
+        return False
+
 
 class KeyValueDelta(Delta):
     """Keys and values of P virtual positions, put before an attention's own: seen by every query, whatever the mask or window."""

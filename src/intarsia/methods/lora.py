@@ -81,6 +81,12 @@ class LowRankDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x: (B, T, D_in), y: (B, T, D_out). Returns (B, T, D_out)."""
-        if self.training and self.method.dropout:
-            x = F.dropout(x, self.method.dropout)
-        return y.add(ops.low_rank(x, self.a, self.b), alpha=self.method.alpha / self.method.rank)
+        return y.add(ops.low_rank(self._dropped(x), self.a, self.b), alpha=self.method.alpha / self.method.rank)
+
+    def change_(self, x: Tensor, y: Tensor) -> Tensor:
+        """`forward` written into y."""
+        inner = ops.linear(self._dropped(x), self.a, None)
+        return ops.add_linear_(y, inner, self.b, None, self.method.alpha / self.method.rank)
+
+    def _dropped(self, x: Tensor) -> Tensor:
+        return F.dropout(x, self.method.dropout) if self.training and self.method.dropout else x

@@ -41,6 +41,12 @@ class NormDelta(ProjectionDelta):
         """x, y: (B, ..., D), the norm's input and output. Returns (B, ..., D)."""
         return ops.norm_change(x, self.own or y, self.gain, self.bias, self.eps, centre=self.centre)
 
+    def change_(self, x: Tensor, y: Tensor) -> Tensor:
+        """`forward` written into y."""
+        if self.own is not None:
+            return super().change_(x, y)
+        return ops.norm_change_(x, y, self.gain, self.bias, self.eps, centre=self.centre)
+
 
 class BiasDelta(ProjectionDelta):
     """y' = y + bias.   bias: (N, D), the difference from the backbone's own."""
@@ -52,6 +58,10 @@ class BiasDelta(ProjectionDelta):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x: unused; y: (B, ..., D). Returns (B, ..., D)."""
         return y + ops.per_task(self.bias, y)
+
+    def change_(self, x: Tensor, y: Tensor) -> Tensor:
+        """`forward` written into y."""
+        return y.add_(ops.per_task(self.bias, y))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

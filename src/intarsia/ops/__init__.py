@@ -3,24 +3,34 @@
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.adamw import Rates, adamw
 from intarsia.ops.attention import product_attention
+from intarsia.ops.choice import fused
 from intarsia.ops.dropout import keyed_dropout
-from intarsia.ops.fast import adapted, norm_change
-from intarsia.ops.pieces import Pieces
-from intarsia.ops.reference import Own, bottleneck, linear, low_rank, normalise, per_task
+from intarsia.ops.fast import adapted, adapted_, fused_activation, gathered, norm_change, norm_change_
+from intarsia.ops.pieces import ALIGN, Pieces, Scattered, distances
+from intarsia.ops.reference import Own, add_linear_, bottleneck, linear, low_rank, normalise, per_task
 from intarsia.ops.segments import segment_attention
 
 __all__ = [
     "ACTIVATIONS",
+    "ALIGN",
     "Own",
     "Pieces",
     "Rates",
+    "Scattered",
     "adamw",
     "adapted",
+    "adapted_",
+    "add_linear_",
     "bottleneck",
+    "distances",
+    "fused",
+    "fused_activation",
+    "gathered",
     "keyed_dropout",
     "linear",
     "low_rank",
     "norm_change",
+    "norm_change_",
     "normalise",
     "per_task",
     "product_attention",

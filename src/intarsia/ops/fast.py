@@ -1,12 +1,17 @@
-"""What is computed by a kernel of our own where that is possible, and else as the definition says."""
+"""What is computed by a kernel of our own where that is possible, and else as the definition says.
 
+The names that end in _ write their result into y, as torch's do; they are for where no gradient is wanted, and launch their kernel
+past torch's dispatcher, which takes longer than the launch.
+"""
+
+import torch
 from torch import Tensor
 
 from intarsia.ops import reference
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.choice import fused
 from intarsia.ops.pieces import Pieces
-from intarsia.ops.reference import Own
+from intarsia.ops.reference import Own, Weight
 
 
 def norm_change(
@@ -28,20 +33,60 @@ def norm_change(
     return reference.norm_change(x, y, gain, bias, eps, centre=centre)
 
 
+def norm_change_(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
+    """As reference.norm_change_."""
+    if fused(x) and x.dtype == y.dtype and y.is_contiguous():
+        if torch.compiler.is_compiling():
+            return y.copy_(norm_change(x, y, gain, bias, eps, centre=centre))
+        from intarsia.ops.kernels.norms import launch
+
+        launch(x.contiguous(), y, gain, bias, eps, centre, y)
+        return y
+    return reference.norm_change_(x, y, gain, bias, eps, centre=centre)
+
+
+def gathered(first: Tensor, offsets: Tensor, size: int) -> Tensor:
+    """(N, size): the first numbers of N flat tensors of which this is the first. offsets: from `distances`. Where `fused` only."""
+    from intarsia.ops.kernels.gather import gather
+
+    return gather(first, offsets, size)
+
+
+def fused_activation(non_linearity: str, narrow: int) -> int | None:
+    """The number of an activation, by its name in ACTIVATIONS, if the bottleneck's kernel knows it and takes this width."""
+    from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KNOWN
+    from intarsia.ops.kernels.bottleneck import WIDEST
+
+    return KNOWN.get(non_linearity) if narrow <= WIDEST else None
+
+
 def adapted(
     y: Tensor,
-    down: Tensor | Pieces,
+    down: Weight,
     down_bias: Tensor,
-    up: Tensor | Pieces,
+    up: Weight,
     up_bias: Tensor,
     non_linearity: str,
     dropout: float = 0.0,
 ) -> Tensor:
     """y + reference.bottleneck(y, ...): a serial adapter. non_linearity: by its name in ACTIVATIONS."""
     if fused(y) and isinstance(down, Tensor) and isinstance(up, Tensor) and not dropout:
-        from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KNOWN
-        from intarsia.ops.kernels.bottleneck import WIDEST, bottleneck
+        from intarsia.ops.kernels.bottleneck import bottleneck
 
-        if non_linearity in KNOWN and down.shape[1] <= WIDEST:
-            return bottleneck(y.contiguous(), down, down_bias, up, up_bias, KNOWN[non_linearity])[0]
+        if (kind := fused_activation(non_linearity, down.shape[1])) is not None:
+            return bottleneck(y.contiguous(), down, down_bias, up, up_bias, kind)[0]
     return y + reference.bottleneck(y, down, down_bias, up, up_bias, ACTIVATIONS[non_linearity], dropout)
+
+
+def adapted_(y: Tensor, down: Weight, down_bias: Tensor, up: Weight, up_bias: Tensor, non_linearity: str) -> Tensor:
+    """`adapted` without dropout, written into y, which it returns."""
+    if torch.compiler.is_compiling():
+        return y.copy_(adapted(y, down, down_bias, up, up_bias, non_linearity))
+    if fused(y) and y.is_contiguous() and not isinstance(down, Pieces) and not isinstance(up, Pieces):
+        from intarsia.ops.kernels.bottleneck import launch
+
+        if (kind := fused_activation(non_linearity, down_bias.shape[1])) is not None:
+            launch(y, down, down_bias, up, up_bias, kind, out=y)
+            return y
+    hidden = ACTIVATIONS[non_linearity](reference.linear(y, down, down_bias))
+    return reference.add_linear_(y, hidden, up, up_bias)

@@ -1,7 +1,8 @@
-"""Products with matrices that lie apart, as a bank on a CPU holds them: each task's rows are a slice, its matrix is read in place.
+"""Matrices of several tasks that are read where they lie, each in its own task's memory.
 
 Copying the matrices of a batch's tasks together would cost more than the products (a bottleneck's weights are as large as the
-states of 60 tokens). Only the products are done piece by piece; what comes between them runs over all rows at once.
+states of 60 tokens). On a CPU each task's rows are a slice, and only the products are done piece by piece; what comes between
+them runs over all rows at once. On a GPU one kernel finds each row's matrix by its distance from the first.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+ALIGN = 8
+"""Tensors begin at multiples of so many numbers in a flat one: 16 bytes in half precision, as matrix units want."""
 
 
 class Pieces(NamedTuple):
@@ -20,15 +24,55 @@ class Pieces(NamedTuple):
     counts: Sequence[int]
     """How many rows each has, in order; a batch may have a multiple of their sum."""
 
+    def shares(self, count: int) -> list[int]:
+        """How many of `count` rows or tokens each matrix is for."""
+        rows = sum(self.counts)
+        if count % rows:
+            raise RuntimeError(f"the pieces are of {rows} rows, and {count} do not divide among them")
+        return [own * (count // rows) for own in self.counts]
+
+
+class Scattered(NamedTuple):
+    """Takes the place of a weight (N, D_out, D_in), for kernels that know it; others stack it."""
+
+    first: Tensor
+    """(D_out, D_in), the first task's: a dense part of its flat tensor."""
+    flats: Sequence[Tensor]
+    """N flat tensors; a matrix lies at the same place in each. They are kept as long as the kernels may read them."""
+    offsets: Tensor
+    """From `distances`."""
+
+    def stacked(self) -> Tensor:
+        """(N, D_out, D_in), a copy."""
+        start = self.first.storage_offset() - self.flats[0].storage_offset()
+        stop = start + self.first.numel()
+        return torch.stack([flat[start:stop] for flat in self.flats]).view(-1, *self.first.shape)
+
+
+def distances(flats: Sequence[Tensor]) -> Tensor | None:
+    """(N,) int64: how many numbers behind the first each flat tensor begins in memory; they are of one dtype. None where a kernel
+    could not read all of them so: they are on several devices, or not aligned as the first is."""
+    first = flats[0]
+    size, begin = first.element_size(), first.data_ptr()
+    behind = [flat.data_ptr() - begin for flat in flats]
+    if len({flat.get_device() for flat in flats}) > 1 or any(one % (ALIGN * size) for one in behind):
+        return None
+    # Not by torch.tensor(device=...), which waits for all that the GPU was given before.
+    return torch.tensor([one // size for one in behind]).to(first.device, non_blocking=True)
+
+
+def add_by_piece_(y: Tensor, x: Tensor, weight: Pieces, alpha: float) -> None:
+    """y[i] += alpha weight[n] x[i], written into y.   y: (B * T, D_out), x: (B * T, D_in)."""
+    sizes = weight.shares(len(x))
+    for own, matrix, place in zip(x.split(sizes), weight.matrices, y.split(sizes), strict=True):
+        place.addmm_(own, matrix.to(x.dtype).T, alpha=alpha)
+
 
 def linear_by_piece(x: Tensor, weight: Pieces, bias: Tensor | None) -> Tensor:
     """out[i] = weight[n] x[i] + bias[i].   x: (B, T, D_in), bias: (sum of counts, D_out) or None. Returns (B, T, D_out)."""
-    rows = sum(weight.counts)
-    if x.shape[0] % rows:
-        raise RuntimeError(f"the pieces are of {rows} rows, and {x.shape[0]} do not divide among them")
+    weight.shares(x.shape[0])
     flat, writes = x.reshape(-1, x.shape[-1]), weight.matrices[0].shape[0]
-    each = len(flat) // rows
-    sizes = [count * each for count in weight.counts]
+    sizes = weight.shares(len(flat))
     matrices = [matrix.to(x.dtype) for matrix in weight.matrices]
     if torch.is_grad_enabled() and x.requires_grad:
         out = torch.cat([F.linear(own, matrix) for own, matrix in zip(flat.split(sizes), matrices, strict=True)])
@@ -37,5 +81,5 @@ def linear_by_piece(x: Tensor, weight: Pieces, bias: Tensor | None) -> Tensor:
         for own, matrix, place in zip(flat.split(sizes), matrices, out.split(sizes), strict=True):
             torch.mm(own, matrix.T, out=place)
     if bias is not None:  # for all rows at once: one small addition for each piece costs as much as its product
-        out = (out.view(rows, each, writes) + bias.to(x.dtype)[:, None]).flatten(0, 1)
+        out = (out.view(len(bias), -1, writes) + bias.to(x.dtype)[:, None]).flatten(0, 1)
     return out.view(*x.shape[:-1], writes)

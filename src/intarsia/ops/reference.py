@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.ops.pieces import Pieces, linear_by_piece
+from intarsia.ops.pieces import Pieces, Scattered, add_by_piece_, linear_by_piece
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -27,11 +27,15 @@ class Own(NamedTuple):
     """(D,)"""
 
 
-def linear(x: Tensor, weight: Tensor | Pieces, bias: Tensor | None) -> Tensor:
+Weight = Tensor | Pieces | Scattered
+"""(N, D_out, D_in), or what stands for it."""
+
+
+def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """out[i] = weight[n] x[i] + bias[n].   x: (B, T, D_in), weight: (N, D_out, D_in), bias: (N, D_out) or None -> (B, T, D_out)."""
     if isinstance(weight, Pieces):
         return linear_by_piece(x, weight, bias)
-    weight = weight.to(x.dtype)
+    weight = (weight.stacked() if isinstance(weight, Scattered) else weight).to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     tasks, writes, reads = weight.shape
     if tasks == 1:
@@ -42,11 +46,33 @@ def linear(x: Tensor, weight: Tensor | Pieces, bias: Tensor | None) -> Tensor:
     return product.view(*x.shape[:-1], writes)
 
 
+def add_linear_(y: Tensor, x: Tensor, weight: Weight, bias: Tensor | None, alpha: float = 1.0) -> Tensor:
+    """y[i] += alpha (weight[n] x[i] + bias[n]), written into y without a copy of its size; takes no gradients.
+
+    y: (B, T, D_out), perhaps some columns of a wider tensor; x, weight, bias: as for `linear`. Returns y.
+    """
+    x = x.to(y.dtype)
+    try:
+        rows = y.view(-1, y.shape[-1])
+    except RuntimeError:  # its rows are not one behind the other
+        return y.add_(linear(x, weight, bias), alpha=alpha)
+    if isinstance(weight, Pieces):
+        add_by_piece_(rows, x.reshape(-1, x.shape[-1]), weight, alpha)
+    else:
+        weight = (weight.stacked() if isinstance(weight, Scattered) else weight).to(y.dtype)
+        tasks, writes, reads = weight.shape
+        if tasks == 1:
+            rows.addmm_(x.reshape(-1, reads), weight.squeeze(0).T, alpha=alpha)
+        else:
+            rows.view(tasks, -1, writes).baddbmm_(x.reshape(tasks, -1, reads), weight.mT, alpha=alpha)
+    return y if bias is None else y.add_(per_task(bias, y), alpha=alpha)
+
+
 def bottleneck(
     x: Tensor,
-    down: Tensor | Pieces,
+    down: Weight,
     down_bias: Tensor,
-    up: Tensor | Pieces,
+    up: Weight,
     up_bias: Tensor,
     activation: Activation,
     dropout: float = 0.0,
@@ -62,7 +88,7 @@ def bottleneck(
     return linear(hidden, up, up_bias)
 
 
-def low_rank(x: Tensor, a: Tensor | Pieces, b: Tensor | Pieces) -> Tensor:
+def low_rank(x: Tensor, a: Weight, b: Weight) -> Tensor:
     """out[i] = b[n] a[n] x[i].   x: (B, T, D_in), a: (N, R, D_in), b: (N, D_out, R). Returns (B, T, D_out)."""
     return linear(linear(x, a, None), b, None)
 
@@ -97,6 +123,16 @@ def norm_change(
         return y + F.layer_norm(x, x.shape[-1:], per_task(gain, x), own, eps)
     out = y + normalise(x, eps, centre=centre) * per_task(gain, y)
     return out if bias is None else out + per_task(bias, y)
+
+
+def norm_change_(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
+    """`norm_change` written into y, which it returns; takes no gradients."""
+    if centre and len(gain) == 1:
+        return y.add_(
+            F.layer_norm(x, x.shape[-1:], per_task(gain, x), None if bias is None else per_task(bias, x), eps)
+        )
+    y.addcmul_(normalise(x, eps, centre=centre), per_task(gain, y))
+    return y if bias is None else y.add_(per_task(bias, y))
 
 
 def normalise(x: Tensor, eps: float, *, centre: bool) -> Tensor:

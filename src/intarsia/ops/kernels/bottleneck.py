@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from intarsia.ops.pieces import Scattered
+
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3, "tanh": 4}
 """Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
 WIDEST = 128
@@ -67,27 +69,35 @@ def _product(rows_ptr, at, inside, weight_ptr, columns, known, width, along, acr
 
 
 @triton.jit
-def _forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_ptr, z_ptr, rows, width, narrow,
+def bottleneck_forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_ptr, z_ptr, offsets_ptr, rows, width, narrow,
              down_task, up_task, bias_task, up_bias_task,
-             KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
-             PRECISION: tl.constexpr):  # fmt: skip
-    tile, task = tl.program_id(0), tl.program_id(1)
+             KIND: tl.constexpr, KEEP: tl.constexpr, SCATTERED: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+             NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    tile, task = tl.program_id(0), tl.program_id(1).to(tl.int64)
     index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
     inside, known = index < rows, columns < narrow
-    at = (task * rows + index).to(tl.int64)
-    z = _product(
-        y_ptr, at, inside, down_ptr + task * down_task, columns, known, width, 1, width, TILE, CHUNK, NARROW, PRECISION
-    )  # fmt: skip
+    at = task * rows + index
+    if SCATTERED:
+        offset = tl.multiple_of(tl.load(offsets_ptr + task), 8)  # or the matrices would be read number by number
+        down_ptr += offset
+        up_ptr += offset
+    else:
+        down_ptr += task * down_task
+        up_ptr += task * up_task
+    z = _product(y_ptr, at, inside, down_ptr, columns, known, width, 1, width, TILE, CHUNK, NARROW, PRECISION)
     z += tl.load(down_bias_ptr + task * bias_task + columns, mask=known, other=0.0).to(tl.float32)[None, :]
     both = inside[:, None] & known[None, :]
-    tl.store(z_ptr + at[:, None] * narrow + columns[None, :], z.to(z_ptr.dtype.element_ty), mask=both)
-    inner, _ = _activate(z.to(z_ptr.dtype.element_ty).to(tl.float32), KIND)
+    z = z.to(y_ptr.dtype.element_ty)
+    if KEEP:
+        tl.store(z_ptr + at[:, None] * narrow + columns[None, :], z, mask=both)
+    inner, _ = _activate(z.to(tl.float32), KIND)
     inner = tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
+    tl.debug_barrier()  # out may be y: no warp writes before all have read their rows
     for begin in range(0, width, CHUNK):
         w = begin + tl.arange(0, CHUNK)
         there = inside[:, None] & (w < width)[None, :]
         up = tl.load(
-            up_ptr + task * up_task + w[None, :] * narrow + columns[:, None], mask=known[:, None] & (w < width)[None, :], other=0.0
+            up_ptr + w[None, :] * narrow + columns[:, None], mask=known[:, None] & (w < width)[None, :], other=0.0
         )  # fmt: skip
         out = tl.dot(inner, up.to(inner.dtype), input_precision=PRECISION)
         out += tl.load(up_bias_ptr + task * up_bias_task + w, mask=w < width, other=0.0).to(tl.float32)[None, :]
@@ -96,7 +106,7 @@ def _forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_ptr, z_ptr
 
 
 @triton.jit
-def _backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, sums_ptr, rows, tiles, width, narrow,
+def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, sums_ptr, rows, tiles, width, narrow,
               down_task, up_task,
               KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
@@ -134,10 +144,11 @@ def _tile(count: int) -> int:
     return max(16, min(64, triton.next_power_of_2(count // _PROGRAMS)))
 
 
-def _options(y: Tensor, narrow: int, kind: int) -> dict:
+def _options(y: Tensor, narrow: int, kind: int, *, wide: bool = False) -> dict:
+    """wide: the tiles leave room for more of the width at a time."""
     return {
         "KIND": kind,
-        "CHUNK": 64 if y.dtype == torch.float32 else 128,
+        "CHUNK": 64 if y.dtype == torch.float32 else 256 if wide else 128,
         "NARROW": max(16, triton.next_power_of_2(narrow)),
         "PRECISION": "ieee" if y.dtype == torch.float32 else "tf32",
         "num_warps": 4,
@@ -146,7 +157,36 @@ def _options(y: Tensor, narrow: int, kind: int) -> dict:
 
 def _dense(weight: Tensor) -> Tensor:
     """The tasks may lie apart (rows of a flat tensor); each one's own matrix is dense."""
-    return weight if weight[0].is_contiguous() else weight.contiguous()
+    return weight if weight.stride()[-2:] == (weight.shape[-1], 1) else weight.contiguous()
+
+
+def launch(
+    y: Tensor,
+    down: Tensor | Scattered,
+    down_bias: Tensor,
+    up: Tensor | Scattered,
+    up_bias: Tensor,
+    kind: int,
+    out: Tensor,
+    z: Tensor | None = None,
+) -> None:
+    """out <- y + U f(D y + b) + c; and z <- D y + b, (T, M), where it is given. y and out: contiguous, (..., W), and may be the
+    same; down: (N, M, W), up: (N, W, M), and their biases."""
+    offsets = None
+    if isinstance(down, Scattered):
+        offsets, down = down.offsets, down.first
+    if isinstance(up, Scattered):
+        up = up.first
+    narrow, width = down.shape[-2:]
+    tasks, count = len(down_bias), y.numel() // width
+    rows, tile = count // tasks, _tile(count)
+    down, up = _dense(down), _dense(up)
+    bottleneck_forward[(-(-rows // tile), tasks)](
+        y, down, down_bias, up, up_bias, out, y if z is None else z, y if offsets is None else offsets, rows, width, narrow,
+        down.stride(0), up.stride(0), down_bias.stride(0), up_bias.stride(0),
+        KEEP=z is not None, SCATTERED=offsets is not None, TILE=tile,
+        **_options(y, narrow, kind, wide=tile == 16),
+    )  # fmt: skip
 
 
 @torch.library.custom_op("intarsia::bottleneck", mutates_args=())
@@ -154,15 +194,9 @@ def bottleneck(
     y: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, kind: int
 ) -> tuple[Tensor, Tensor]:
     """y + U f(D y + b) + c, and D y + b, (T, M). y: contiguous, (..., W); down: (N, M, W), up: (N, W, M), and their biases."""
-    tasks, narrow, width = down.shape
-    count = y.numel() // width
-    rows, out = count // tasks, torch.empty_like(y)
-    z = torch.empty(count, narrow, dtype=y.dtype, device=y.device)
-    down, up, tile = _dense(down), _dense(up), _tile(count)
-    _forward[(-(-rows // tile), tasks)](
-        y, down, down_bias, up, up_bias, out, z, rows, width, narrow,
-        down.stride(0), up.stride(0), down_bias.stride(0), up_bias.stride(0), TILE=tile, **_options(y, narrow, kind),
-    )  # fmt: skip
+    _, narrow, width = down.shape
+    out, z = torch.empty_like(y), y.new_empty(y.numel() // width, narrow)
+    launch(y, down, down_bias, up, up_bias, kind, out, z)
     return out, z
 
 
@@ -183,7 +217,7 @@ def _bottleneck_backward(
     dy, dz, inner = torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z)
     sums = torch.empty(tasks, tiles, width + narrow, dtype=torch.float32, device=z.device)
     down, up = _dense(down), _dense(up)
-    _backward[(tiles, tasks)](
+    bottleneck_backward[(tiles, tasks)](
         grad, down, up, z, dy, dz, inner, sums, rows, tiles, width, narrow,
         down.stride(0), up.stride(0), TILE=tile, **_options(grad, narrow, kind),
     )  # fmt: skip

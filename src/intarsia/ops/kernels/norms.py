@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_PROGRAMS = 2048
+_PROGRAMS = 1024
 """About how many share the rows in the backward pass: each keeps the sums of its rows, and hides the others' waits for memory."""
 
 
@@ -26,7 +26,7 @@ def _normal(x, columns, width, eps, CENTRE: tl.constexpr):
 
 
 @triton.jit
-def _forward(x_ptr, y_ptr, gain_ptr, bias_ptr, own_gain_ptr, own_bias_ptr, out_ptr, rows, width, gain_task, bias_task, eps,
+def norm_forward(x_ptr, y_ptr, gain_ptr, bias_ptr, own_gain_ptr, own_bias_ptr, out_ptr, rows, width, gain_task, bias_task, eps,
              CENTRE: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, OWN_BIAS: tl.constexpr,
              WIDTH: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
@@ -47,7 +47,7 @@ def _forward(x_ptr, y_ptr, gain_ptr, bias_ptr, own_gain_ptr, own_bias_ptr, out_p
 
 
 @triton.jit
-def _backward(x_ptr, grad_ptr, gain_ptr, own_gain_ptr, dx_ptr, sums_ptr, rows, parts, width, gain_task, eps,
+def norm_backward(x_ptr, grad_ptr, gain_ptr, own_gain_ptr, dx_ptr, sums_ptr, rows, parts, width, gain_task, eps,
               CENTRE: tl.constexpr, BIAS: tl.constexpr, OWN: tl.constexpr, WIDTH: tl.constexpr,
               ROWS: tl.constexpr):  # fmt: skip
     part, task = tl.program_id(0), tl.program_id(1)
@@ -79,6 +79,28 @@ def _options(width: int) -> dict:
     return {"WIDTH": triton.next_power_of_2(width), "num_warps": 4 if width <= 2048 else 8}
 
 
+def launch(
+    x: Tensor,
+    y: Tensor | None,
+    gain: Tensor,
+    bias: Tensor | None,
+    eps: float,
+    centre: bool,
+    out: Tensor,
+    own_gain: Tensor | None = None,
+    own_bias: Tensor | None = None,
+) -> None:
+    """out, which may be y, <- as `norm_change`."""
+    width = x.shape[-1]
+    count = x.numel() // width
+    shift = gain if bias is None else bias
+    norm_forward[(count,)](
+        x, x if y is None else y, gain, shift, gain if own_gain is None else own_gain, gain if own_bias is None else own_bias,
+        out, count // len(gain), width, gain.stride(0), shift.stride(0), eps,
+        CENTRE=centre, BIAS=bias is not None, OWN=own_gain is not None, OWN_BIAS=own_bias is not None, **_options(width),
+    )  # fmt: skip
+
+
 @torch.library.custom_op("intarsia::norm_change", mutates_args=())
 def norm_change(
     x: Tensor,
@@ -92,14 +114,8 @@ def norm_change(
 ) -> Tensor:
     """As `ops.norm_change`, y or the norm's own gain (and bias) given; x and y are contiguous, gain and bias (N, D), each task's
     dense."""
-    width, out = x.shape[-1], torch.empty_like(x)
-    count = x.numel() // width
-    shift = gain if bias is None else bias
-    _forward[(count,)](
-        x, x if y is None else y, gain, shift, gain if own_gain is None else own_gain, gain if own_bias is None else own_bias,
-        out, count // len(gain), width, gain.stride(0), shift.stride(0), eps,
-        CENTRE=centre, BIAS=bias is not None, OWN=own_gain is not None, OWN_BIAS=own_bias is not None, **_options(width),
-    )  # fmt: skip
+    out = torch.empty_like(x)
+    launch(x, y, gain, bias, eps, centre, out, own_gain, own_bias)
     return out
 
 
@@ -119,7 +135,7 @@ def _norm_change_backward(
     parts = -(-rows // own)
     dx = torch.empty_like(x)
     sums = torch.empty(1 + has_bias, tasks, parts, width, dtype=torch.float32, device=x.device)
-    _backward[(parts, tasks)](
+    norm_backward[(parts, tasks)](
         x, grad.contiguous(), gain, gain if own_gain is None else own_gain, dx, sums, rows, parts, width, gain.stride(0), eps,
         CENTRE=centre, BIAS=has_bias, OWN=own_gain is not None, ROWS=own, **_options(width),
     )  # fmt: skip
