@@ -48,6 +48,7 @@ def report(runs: list[Path], about: Path, notes: str) -> None:
         members, speed = int(what[1]) if who == "ours" else 1, row["ktokens_per_second"]
         rows.append(
             {
+                "job": "speed",
                 "who": who,
                 "shape": shape,
                 "method": method,
@@ -77,12 +78,12 @@ def steps(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         if not job.startswith("where:"):
             continue
         _, shape, method, members = job.split(":")
-        parts = {name: value for name, value in row.items() if name not in ("job", "whole", "commit")}
+        parts = {name: value for name, value in row.items() if name not in ("job", "whole", "commit") and value}
         for name, value in sorted(parts.items(), key=lambda pair: -pair[1]):
             share = round(value / row["whole"], 3)
             rows.append(
-                {"step of": f"{shape}, {method}, {members} at once", "part": name, "ms": value, "share": share}
-                | {"measured at": row.get("commit")}
+                {"job": "a step's parts", "step of": f"{shape}, {method}, {members} at once", "part": name, "ms": value}
+                | {"share": share, "measured at": row.get("commit")}
             )
     return rows
 
@@ -95,7 +96,8 @@ def kernels(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
             for way in ("forward", "backward"):
                 ours, plain, least = (row[f"{who}_{way}_us"] for who in ("ours", "plain", "floor"))
                 rows.append(
-                    {"kernel": f"{job[7:]}, {way}", "us": ours, "plain torch, us": plain, "floor, us": least}
+                    {"job": "kernels", "kernel": f"{job[7:]}, {way}", "us": ours, "plain torch, us": plain}
+                    | {"floor, us": least}
                     | {"x plain": round(plain / ours, 2), "of the floor": round(least / ours, 2)}
                     | {"copy TB/s": row["copy_tb_per_second"], "measured at": row.get("commit")}
                 )
