@@ -8,8 +8,8 @@ For each data set: a comparison within its budget; then every candidate that it 
 length of the comparison's own final runs (`--length recipe`: at the full length of the recipes). The choice is one of them. `best`
 is the candidate with the highest mean test score of all, found with all knowledge; the choice should lie within one standard
 deviation (over the best's own seeds) of it. Both may be stopped and called again. A grid runs in packs, and may
-run on another machine than the comparison: it needs only DIR/*/choice.json. Two choices whose grid has not been run yet lie in
-results/compare_choice.
+run on another machine than the comparison: it needs only DIR/*/choice.json. What has been trained is kept, line by line, in
+DIR/*/LENGTH.jsonl; those of the page lie in results/compare_choice.
 """
 
 import argparse
@@ -94,48 +94,62 @@ def grid_all(arguments: argparse.Namespace) -> None:
         settings = resolve(None, {**facts["flags"], "device": arguments.device, "out": folder / "unused"})
         backbone = backbone or load_backbone(settings.base)
         steps = None if arguments.length == "recipe" else facts["steps"]
-        runs = run_grid(settings, backbone, folder / f"grid-{arguments.length}", steps, arguments.seeds)
-        facts |= {"length": arguments.length, "runs": runs, "grid": machine()}
-        (folder / f"{arguments.length}.json").write_text(json.dumps(facts, indent=1))
-        print(facts["data"], verdict(facts), flush=True)
+        (folder / f"{arguments.length}-machine.json").write_text(json.dumps(machine(), indent=1))
+        run_grid(settings, backbone, folder, arguments.length, steps, arguments.seeds)
+        if found := finished(folder, arguments.length):
+            print(verdict(facts | {"length": arguments.length, "runs": found, "machine": "here"}), flush=True)
 
 
-def run_grid(settings: Any, backbone: Any, out: Path, steps: int | None, seeds: int) -> list[dict[str, Any]]:
-    """Every candidate with every seed; what has been done in `out` is not done again."""
+def finished(folder: Path, length: str) -> list[dict[str, Any]]:
+    """The runs that are done, as DIR/*/LENGTH.jsonl has them; those that lie beside it and are not in it yet come in."""
+    path = folder / f"{length}.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    known = {(line["candidate"], line["seed"]) for line in lines}
+    for described in sorted((folder / f"grid-{length}").glob("*/task.json")):
+        metrics = json.loads(described.read_text())["metrics"]
+        test = {name.removeprefix("test_"): value for name, value in metrics.items() if name.startswith("test_")}
+        candidate, _, seed = described.parent.name.rpartition("-seed-")
+        if test and (candidate, int(seed)) not in known:
+            lines.append({"candidate": candidate, "seed": int(seed), "test": test})
+    lines.sort(key=lambda line: (line["candidate"], line["seed"]))
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    temporary.replace(path)
+    return lines
+
+
+def run_grid(settings: Any, backbone: Any, folder: Path, length: str, steps: int | None, seeds: int) -> None:
+    """Every candidate with every seed; what has been done is not done again."""
     from intarsia.data import load_data
     from intarsia.workflow.compare.expansion import expand, member, slug
     from intarsia.workflow.pack import run_pack
-    from intarsia.workflow.training import Trained
 
+    known = {(line["candidate"], line["seed"]) for line in finished(folder, length)}
     splits = load_data(settings.base.data.spec())
     wanted = []
     for seed in SEEDS[:seeds]:
         for one in expand(settings, splits.kind, len(splits.split("train"))):
             count = one.steps if steps is None else min(steps, one.steps)
-            folder = out / slug(f"{one.name} seed {seed}")
-            wanted.append((one.name, seed, member(settings, one, folder=folder, seed=seed, steps=count, evaluations=4)))
+            own = folder / f"grid-{length}" / slug(f"{one.name} seed {seed}")
+            if (slug(one.name), seed) not in known:
+                wanted.append(member(settings, one, folder=own, seed=seed, steps=count, evaluations=4))
     together = TOGETHER if backbone.device.type == "cuda" else 4
-    found = []
     for at in range(0, len(wanted), together):
-        part = wanted[at : at + together]
-        results = run_pack([run for _, _, run in part], resume=True, score_test=True, backbone=backbone)
-        for (name, seed, _), result in zip(part, results, strict=True):
-            metrics = result.metrics if isinstance(result, Trained) else None
-            found.append({"candidate": name, "seed": seed, "metrics": metrics})
-        print(f"{len(found)} of {len(wanted)} runs of the grid", flush=True)
-    return found
+        run_pack(wanted[at : at + together], resume=True, score_test=True, backbone=backbone)
+        print(f"{min(at + together, len(wanted))} of {len(wanted)} runs of the grid", flush=True)
 
 
 def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     """Where the choice stands among all candidates, by mean test score over fresh seeds."""
+    from intarsia.workflow.compare.expansion import slug
+
     sign = 1 if facts["higher"] else -1
     scores: dict[str, list[float]] = {}
     for run in facts["runs"]:
-        if run["metrics"] is not None:
-            scores.setdefault(run["candidate"], []).append(run["metrics"]["test"][facts["metric"]])
+        scores.setdefault(run["candidate"], []).append(run["test"][facts["metric"]])
     means = {name: statistics.fmean(values) for name, values in scores.items()}
     order = sorted(means, key=lambda name: -sign * means[name])
-    best, chosen = order[0], facts["chosen"]
+    best, chosen = order[0], slug(facts["chosen"])
     spread = statistics.stdev(scores[best])
     behind = sign * (means[best] - means[chosen])
     return {
@@ -152,13 +166,20 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
         "behind": round(behind, 4),
         "within one std": "yes" if behind <= spread else "no",
         "mean of the grid": round(statistics.fmean(means.values()), 4),
-        "seeds": len(scores[best]),
+        "seeds": min(len(own) for own in scores.values()),
+        "runs": len(facts["runs"]),
+        "grid on": facts["machine"],
     }
 
 
 def write_report(arguments: argparse.Namespace) -> None:
-    files = sorted(arguments.out.glob("*/own.json")) + sorted(arguments.out.glob("*/recipe.json"))
-    found = [json.loads(path.read_text()) for path in files]
+    found = []
+    for choice in sorted(arguments.out.glob("*/choice.json")):
+        for length in ("own", "recipe"):
+            if runs := finished(choice.parent, length):
+                hardware = json.loads((choice.parent / f"{length}-machine.json").read_text())["hardware"]
+                on = (hardware["gpus"] or [hardware["cpu"]])[0]
+                found.append(json.loads(choice.read_text()) | {"length": length, "runs": runs, "machine": on})
     if not found:
         raise SystemExit(f"{arguments.out} holds no finished grid; call `choose` and `grid` first")
     rows = [verdict(facts) for facts in found]
