@@ -273,12 +273,11 @@ class Layout:
         sizes_k[self.shape.rows : self.shape.rows + spare % parts] += 1
         ends = np.cumsum(sizes_k)
         order = np.full(int(ends[-1]), self.prefix, np.int64)
-        at, column = 0, 0
-        for index, (size, size_k) in enumerate(zip(sizes.tolist(), sizes_k.tolist(), strict=True)):
-            if index < rows and prefix:
-                order[at : at + prefix] = np.arange(self.prefix - prefix, self.prefix)
-            order[at + size_k - size : at + size_k] = self.prefix + np.arange(column, column + size)
-            at, column = at + size_k, column + size
+        columns = np.arange(int(sizes.sum()))
+        # A segment's own columns end where it ends; before them stands its prefix.
+        order[np.repeat(ends - np.cumsum(sizes), sizes) + columns] = self.prefix + columns
+        slots = np.arange(prefix)
+        order[((ends - sizes_k)[:rows, None] + slots).ravel()] = np.tile(self.prefix - prefix + slots, rows)
         return sizes_k, order
 
 
