@@ -111,6 +111,8 @@ def finished(folder: Path, length: str) -> list[dict[str, Any]]:
         candidate, _, seed = described.parent.name.rpartition("-seed-")
         if test and (candidate, int(seed)) not in known:
             lines.append({"candidate": candidate, "seed": int(seed), "test": test})
+    if not lines:
+        return []
     lines.sort(key=lambda line: (line["candidate"], line["seed"]))
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -150,7 +152,7 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     means = {name: statistics.fmean(values) for name, values in scores.items()}
     order = sorted(means, key=lambda name: -sign * means[name])
     best, chosen = order[0], slug(facts["chosen"])
-    spread = statistics.stdev(scores[best])
+    spread = statistics.stdev(scores[best]) if len(scores[best]) > 1 else None
     behind = sign * (means[best] - means[chosen])
     return {
         "data": facts["data"],
@@ -162,9 +164,9 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
         "rank": f"{order.index(chosen) + 1} of {len(order)}",
         "best of the grid": best,
         "test of the best": round(means[best], 4),
-        "std of the best": round(spread, 4),
+        "std of the best": None if spread is None else round(spread, 4),
         "behind": round(behind, 4),
-        "within one std": "yes" if behind <= spread else "no",
+        "within one std": "yes" if behind <= (spread or 0.0) else "no" if spread is not None else "not known",
         "mean of the grid": round(statistics.fmean(means.values()), 4),
         "seeds": min(len(own) for own in scores.values()),
         "runs": len(facts["runs"]),
@@ -197,7 +199,8 @@ def summary(rows: Sequence[dict[str, Any]]) -> str:
     return (
         "`intarsia compare` within its budget, then every candidate that it could have tried, each trained with fresh seeds and "
         "scored on the test split. `own`: at the length of the comparison's own final runs; `recipe`: at the recipes' full length, "
-        "so that it is also asked whether a choice after short training holds after long. The best of the grid is the best by "
+        "so that it is also asked whether a choice after short training holds after long. `seeds`: that every candidate has at "
+        "least; a grid that was stopped has fewer. The best of the grid is the best by "
         "test score itself, so it is flattered by its luck; the choice saw no test score.\n\n"
         f"The choice is within one standard deviation of the best in {held} of {len(rows)}."
     )

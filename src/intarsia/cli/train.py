@@ -120,7 +120,7 @@ def _train_pack(
 ) -> None:
     from intarsia.training import Failed
     from intarsia.training.progress import open_pack_reporter
-    from intarsia.workflow.pack import name_of, run_pack
+    from intarsia.workflow.pack import draw_runs, name_of, run_pack
     from intarsia.workflow.settings import resolve_pack
 
     runs = resolve_pack(run_file, flags, overrides)
@@ -128,6 +128,7 @@ def _train_pack(
         results = run_pack(runs, resume=resume, score_test=score_test, report=open_pack_reporter())
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; go on with: intarsia train {shlex.quote(str(run_file))} --resume") from error
+    draw_runs(results)
     rows, failed = [], [result for result in results if isinstance(result, Failed)]
     for settings, result in zip(runs, results, strict=True):
         if not isinstance(result, Failed):

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from intarsia.training.curve import draw_run
     from intarsia.training.evaluation import Scores, evaluate, predict
     from intarsia.training.generating import Writing, validation_metric
     from intarsia.training.loggers import LOGGERS, Logger, open_logger
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from intarsia.training.textmetrics import TextMetrics
 
 _HOMES = {
+    "curve": ("draw_run",),
     "evaluation": ("Scores", "evaluate", "predict"),
     "generating": ("Writing", "validation_metric"),
     "loggers": ("LOGGERS", "Logger", "open_logger"),
@@ -49,6 +51,7 @@ __all__ = [
     "Writing",
     "compute_metrics",
     "default_metric",
+    "draw_run",
     "evaluate",
     "fit",
     "fit_pack",

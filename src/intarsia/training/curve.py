@@ -1,11 +1,24 @@
 """The picture of a run: loss above, validation metric below, against optimizer steps."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+from intarsia.training.checkpoint import disk_errors
 from intarsia.training.metrics import higher_is_better
+from intarsia.training.record import METRICS, RUN
 
 _BLUE, _ORANGE, _INK, _FAINT = "#2f6db3", "#d9822b", "#333333", "#d8d8d8"
+
+
+def draw_run(folder: Path) -> None:
+    """`curve.png` of a run that has ended, from what it wrote. It takes a tenth of a second, which is why the many runs of a
+    comparison go without. TrainingError where it cannot be written."""
+    lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
+    facts = json.loads((folder / RUN).read_text())
+    steps, metric = facts["result"]["steps"], facts["settings"]["metric"]
+    with disk_errors("curve.png", folder):
+        draw_curve(lines, metric, f"{folder.resolve().name}: {steps:,} steps", folder / "curve.png")
 
 
 def draw_curve(lines: list[dict[str, Any]], metric: str | None, title: str, path: Path) -> None:

@@ -4,7 +4,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from intarsia.training.checkpoint import FILE, Checkpoint, disk_errors, write_checkpoint
-from intarsia.training.curve import draw_curve
 from intarsia.training.state import FitResult, State
 
 if TYPE_CHECKING:
@@ -57,8 +56,6 @@ def finish(run: "Member") -> FitResult:
     task.metrics = dict(state.best_metrics)
     with disk_errors("the task", out):
         task.save(out)
-    with disk_errors("curve.png", out):
-        draw_curve(run.record.lines(), run.settings.metric, f"{task.name}: {state.step:,} steps", out / "curve.png")
     result = FitResult(
         steps=state.step,
         epochs=round(state.step / run.steps_per_epoch, 4),

@@ -8,6 +8,7 @@ from typing import Any
 
 from intarsia.errors import ConfigError, DataError, IntarsiaError
 from intarsia.training.checkpoint import FILE, read_checkpoint
+from intarsia.training.curve import draw_run
 from intarsia.training.generating import validation_metric
 from intarsia.training.keeping import fold, restore
 from intarsia.training.loggers import Logger
@@ -72,6 +73,7 @@ def fit(
     result = fit_pack(bank, [entry], resume=resume)[task.name]
     if isinstance(result, Failed):
         raise result.error
+    draw_run(out)
     return result
 
 
@@ -83,7 +85,8 @@ def fit_pack(
     prune: Prune | None = None,
     ended: Ended | None = None,
 ) -> dict[str, FitResult | Failed]:
-    """Trains all tasks over the bank's backbone, each as `fit` would alone. Returns how each ended, by its task's name.
+    """Trains all tasks over the bank's backbone, each as `fit` would alone, but for its picture. Returns how each ended, by its
+    task's name.
 
     prune: see `Prune`. ended: called as soon as a run has. A run that cannot start or go on is Failed, and the
     others are trained; KeyboardInterrupt after Ctrl-C, when all have been saved.

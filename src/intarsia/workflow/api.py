@@ -9,7 +9,7 @@ from intarsia.errors import ConfigError, nearest
 from intarsia.methods import Method, method_to_dict
 from intarsia.training import Failed, Reporter, open_reporter
 from intarsia.training.progress import PackReporter, open_pack_reporter
-from intarsia.workflow.pack import run_pack
+from intarsia.workflow.pack import draw_runs, run_pack
 from intarsia.workflow.sections import FILES, SECTIONS, RunSettings
 from intarsia.workflow.settings import from_tree
 from intarsia.workflow.training import Trained, run
@@ -58,13 +58,15 @@ def train_pack(
     that all have. A run that fails is in the result as Failed, and the others go on.
     Raises ConfigError for an unknown or wrong setting; KeyboardInterrupt after Ctrl-C, when all have been saved.
     """
-    return run_pack(
+    results = run_pack(
         [_settings(backbone, {"method": "adapter", "data": None, **shared, **run}) for run in runs],
         resume=resume,
         score_test=score_test,
         report=open_pack_reporter() if report is None else report,
         backbone=backbone if isinstance(backbone, Backbone) else None,
     )
+    draw_runs(results)
+    return results
 
 
 def _settings(backbone: str | Backbone, given: Mapping[str, Any]) -> RunSettings:

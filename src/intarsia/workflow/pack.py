@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from intarsia.backbone import Backbone
 from intarsia.data import DataSpec, Splits, load_data
 from intarsia.errors import ConfigError, IntarsiaError
-from intarsia.training import Failed, FitResult, SilentReporter, fit_pack
+from intarsia.training import Failed, FitResult, SilentReporter, draw_run, fit_pack
 from intarsia.training.member import Member, Prune
 from intarsia.training.progress import PackReporter
 from intarsia.workflow.scoring import resident
@@ -26,7 +26,8 @@ def run_pack(
     backbone: Backbone | None = None,
     prune: Prune | None = None,
 ) -> list[Trained | Failed]:
-    """Trains all runs at once, each as `run` would alone, and scores them. Returns what each left, in the order of `runs`.
+    """Trains all runs at once, each as `run` would alone, and scores them; `draw_runs` makes their pictures. Returns what each
+    left, in the order of `runs`.
 
     resume: runs that have ended are returned as they are, others go on, and those that have not begun begin. prune: see
     `training.member.Prune`; a run that it ends has its best weights. A run that cannot start or go on is Failed, and the others
@@ -69,6 +70,13 @@ def run_pack(
             if name not in found:  # It had ended before.
                 score(name, result)
     return [found[name_of(settings)] for settings in runs]
+
+
+def draw_runs(results: Sequence[Trained | Failed]) -> None:
+    """The picture of each run."""
+    for result in results:
+        if isinstance(result, Trained):
+            draw_run(result.folder)
 
 
 def name_of(settings: RunSettings) -> str:

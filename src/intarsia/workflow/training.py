@@ -23,6 +23,7 @@ from intarsia.training import (
     Reporter,
     SilentReporter,
     Writing,
+    draw_run,
     fit_pack,
     open_logger,
     validation_metric,
@@ -44,7 +45,7 @@ class Trained:
     metrics: dict[str, dict[str, float]]
     """Split -> metric -> value: of `validation`, and of `test` where it was asked for."""
     folder: Path
-    """Holds task.safetensors, task.json, run.json, metrics.jsonl and curve.png."""
+    """Holds task.safetensors, task.json, run.json and metrics.jsonl; curve.png, where it was not one of a comparison."""
     parameters: int
     """Numbers that were trained; a reparameterisation's are more than what is kept of it."""
     seconds: float
@@ -126,6 +127,7 @@ def run(
         result = fit_pack(bank, [ready.entry(report, logger)], resume=resume)[ready.task.name]
         if isinstance(result, Failed):
             raise result.error
+        draw_run(settings.out)
         return ready.trained(bank, result.metrics)
 
 
