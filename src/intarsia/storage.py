@@ -11,7 +11,6 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from intarsia.errors import ConfigError
 from intarsia.heads import FrozenHead
+from intarsia.light import LightTask, facts
 from intarsia.methods import Delta, ProjectionDelta
 from intarsia.ops import ALIGN
 from intarsia.ops.reference import Weight
@@ -171,53 +171,6 @@ class Live:
         """Of the bank's own memory: none."""
 
 
-_UNUSED = {
-    name: MappingProxyType({}) if isinstance(value, dict) else frozenset() if isinstance(value, set) else value
-    for name, value in vars(nn.Module()).items()
-    if name not in ("training", "_modules")
-}
-"""What torch gives each module for hooks, buffers and own parameters: about 2 KB, and a prompt has 30. These cannot be filled."""
-
-
-_SHARED = ("method", "head", "sites", "words", "backbone_info")
-"""Of a task; nobody changes these."""
-
-
-class LightTask(Task):
-    """What is known of a stored task besides its deltas' tensors, which are the bank's; its head is a `FrozenHead`.
-
-    A thousand of them cost little: what torch gives each module is there once for all, and what tasks of a form have in common,
-    once for the form.
-    """
-
-    training = False
-
-    def __init__(self, task: Task, form: Form, device: torch.device) -> None:
-        """device: where the head's numbers go, and stay when the others are paged."""
-        known = vars(self)
-        for name, value in facts(task).items():  # one by one, as Python then keeps the names once for all
-            known[name] = form.share(name, value) if name in _SHARED else value
-        known["_modules"] = form.share("_modules", {"deltas": form.modules})
-        module = task.head_module
-        known["head_module"] = None if module is None else FrozenHead(self.head or module.head, module, device)
-
-    def trained_parameters(self) -> int:
-        """How many numbers were trained, the head's included."""
-        head: Any = self.head_module
-        return super().trained_parameters() + (0 if head is None else head.weight.numel() + head.bias.numel())
-
-
-for _name, _value in _UNUSED.items():
-    setattr(LightTask, _name, _value)
-
-
-def facts(task: Task) -> dict[str, Any]:
-    """What a task has besides its modules."""
-    return {
-        k: v for k, v in vars(task).items() if k not in _UNUSED and k not in ("training", "_modules", "head_module")
-    }
-
-
 class Stored:
     """A frozen task in the bank's own memory. `task` is what is known of it besides its deltas' tensors."""
 
@@ -225,7 +178,7 @@ class Stored:
 
     def __init__(self, task: Task, form: Form, flat: Tensor, device: torch.device) -> None:
         self.form, self.flat = form, flat
-        self.task = LightTask(task, form, device)
+        self.task = LightTask(task, form.share, form.modules, device)
 
     @property
     def nbytes(self) -> int:
