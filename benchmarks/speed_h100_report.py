@@ -1,6 +1,6 @@
 """The page of bench_speed_h100, from what its --out files hold: results/speed_h100.{json,md}, and the runs beside them.
 
-python -m benchmarks.speed_h100_report speed.jsonl --about machine.json --notes notes.md
+python -m benchmarks.speed_h100_report speed.jsonl --about machine.json --notes results/speed_h100.notes.md
 """
 
 import argparse

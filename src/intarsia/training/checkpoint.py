@@ -110,7 +110,8 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT}
         why = "the disk is full" if full else (error.strerror or str(error))
-        kept = "the last checkpoint is intact" if (folder / FILE).exists() else "there is no checkpoint yet"
+        saved = "the task is saved" if (folder / "task.json").exists() else "there is no checkpoint yet"
+        kept = "the last checkpoint is intact" if (folder / FILE).exists() else saved
         cure = "free some space" if full else "make the folder writable"
         raise TrainingError(
             f"cannot write {what} to {folder}: {why}; {kept}; {cure}, then go on with --resume"

@@ -24,9 +24,6 @@ from intarsia.training.optim import OptimizerState, trained
 if TYPE_CHECKING:
     from intarsia.training.member import Member
 
-_ALIGN = 8
-"""Tensors begin at multiples of so many numbers: 16 bytes in half precision, as matrix units want."""
-
 
 def form_of(task: Task) -> tuple[object, ...]:
     """Equal for tasks whose steps can be one list of kernels."""
@@ -87,7 +84,7 @@ class Stack:
             for name in names:
                 shape = task.get_parameter(name).shape[1:]
                 self.layout[name] = size, shape
-                size += -(-shape.numel() // _ALIGN) * _ALIGN
+                size += -(-shape.numel() // ops.ALIGN) * ops.ALIGN
             self.spans.append(self._span(slice(begin, size), names, kind))
         self.master, self.first, self.second = (
             torch.zeros(count, size, device=device, dtype=self._dtype) for _ in range(3)
@@ -172,7 +169,7 @@ class Stack:
             gradient, (_, shape) = found[name], self.layout[name]
             like = self.leaves[name]
             pieces.append(torch.zeros_like(like).flatten(1) if gradient is None else gradient.flatten(1))
-            if spare := -shape.numel() % _ALIGN:
+            if spare := -shape.numel() % ops.ALIGN:
                 pieces.append(like.new_zeros(len(like), spare))
         return torch.cat(pieces, dim=1)
 
