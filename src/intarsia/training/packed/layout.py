@@ -18,6 +18,7 @@ from intarsia.backbone.packed import Segments
 from intarsia.data import Flat
 from intarsia.heads import IGNORED, Head
 from intarsia.task import Task
+from intarsia.training.packed.staged import Staged
 
 
 class TooSmall(Exception):  # noqa: N818 - caught by the stepper, which makes a larger layout
@@ -185,7 +186,7 @@ class Layout:
             numbers["labels"] = (members, rows, head.outputs) if head.kind == "multi-label" else (members, rows)
         else:
             integers["labels"] = (members, rows)
-        self._integers, self._numbers = _Staged(integers, torch.int64, device), _Staged(numbers, dtype, device)
+        self._integers, self._numbers = Staged(integers, torch.int64, device), Staged(numbers, dtype, device)
         self.here: dict[str, Tensor] = self._integers.there | self._numbers.there
         # The attention kernel wants 32 bits; filled at the beginning of each pass.
         self._starts = torch.zeros(members * per_member + 1, dtype=torch.int32, device=device)
@@ -285,39 +286,3 @@ def _filled(values: np.ndarray, size: int, fill: float) -> np.ndarray:
     out = np.full(size, fill, values.dtype if len(values) else np.int64)
     out[: len(values)] = values
     return out
-
-
-class _Staged:
-    """Arrays on the CPU and tensors on the device that are one copy apart."""
-
-    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
-        total = sum(int(np.prod(shape)) for shape in shapes.values())
-        self._device = torch.zeros(total, dtype=dtype, device=device)
-        # A copy is still on its way while the next one is laid out.
-        pinned = device.type == "cuda"
-        self._hosts = [torch.zeros(total, dtype=dtype, pin_memory=pinned) for _ in range(3 if pinned else 1)]
-        self._events: list[torch.cuda.Event | None] = [None] * len(self._hosts)
-        self._shapes, self._turn = shapes, 0
-        self.there: dict[str, Tensor] = self._views(self._device)
-
-    def _views(self, flat: Tensor) -> dict[str, Tensor]:
-        found, at = {}, 0
-        for name, shape in self._shapes.items():
-            size = int(np.prod(shape))
-            found[name] = flat[at : at + size].view(shape)
-            at += size
-        return found
-
-    def next(self) -> dict[str, np.ndarray]:
-        """The arrays to fill, once nothing is read from them any more."""
-        self._turn = (self._turn + 1) % len(self._hosts)
-        if (event := self._events[self._turn]) is not None:
-            event.synchronize()
-        return {name: view.numpy() for name, view in self._views(self._hosts[self._turn]).items()}
-
-    def send(self) -> None:
-        """To the device, behind what it is still doing."""
-        self._device.copy_(self._hosts[self._turn], non_blocking=True)
-        if self._device.is_cuda:
-            self._events[self._turn] = torch.cuda.Event()
-            self._events[self._turn].record()  # type: ignore[union-attr]

@@ -1,0 +1,41 @@
+"""Numbers of one step on their way to the device."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Staged:
+    """Arrays on the CPU and tensors on the device that are one copy apart."""
+
+    def __init__(self, shapes: dict[str, tuple[int, ...]], dtype: torch.dtype, device: torch.device) -> None:
+        total = sum(int(np.prod(shape)) for shape in shapes.values())
+        self._device = torch.zeros(total, dtype=dtype, device=device)
+        # A copy is still on its way while the next one is laid out.
+        pinned = device.type == "cuda"
+        self._hosts = [torch.zeros(total, dtype=dtype, pin_memory=pinned) for _ in range(3 if pinned else 1)]
+        self._events: list[torch.cuda.Event | None] = [None] * len(self._hosts)
+        self._shapes, self._turn = shapes, 0
+        self.there: dict[str, Tensor] = self._views(self._device)
+
+    def _views(self, flat: Tensor) -> dict[str, Tensor]:
+        found, at = {}, 0
+        for name, shape in self._shapes.items():
+            size = int(np.prod(shape))
+            found[name] = flat[at : at + size].view(shape)
+            at += size
+        return found
+
+    def next(self) -> dict[str, np.ndarray]:
+        """The arrays to fill, once nothing is read from them any more."""
+        self._turn = (self._turn + 1) % len(self._hosts)
+        if (event := self._events[self._turn]) is not None:
+            event.synchronize()
+        return {name: view.numpy() for name, view in self._views(self._hosts[self._turn]).items()}
+
+    def send(self) -> None:
+        """To the device, behind what it is still doing."""
+        self._device.copy_(self._hosts[self._turn], non_blocking=True)
+        if self._device.is_cuda:
+            self._events[self._turn] = torch.cuda.Event()
+            self._events[self._turn].record()  # type: ignore[union-attr]
