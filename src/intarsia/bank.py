@@ -12,6 +12,7 @@ from intarsia.backbone import Backbone
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.language import generate, word_scores
 from intarsia.errors import ConfigError
+from intarsia.graphs import Graphs
 from intarsia.heads import IGNORED, Decoding, score_rows
 from intarsia.residents import Residents
 from intarsia.routing import NotByRow, Route
@@ -37,6 +38,8 @@ class TaskBank(Residents):
     def __init__(self, backbone: Backbone, tasks: Sequence[Task] = (), *, capacity: int | None = None) -> None:
         """capacity: bytes of stored tasks on the backbone's device; None: no limit."""
         super().__init__(backbone, capacity)
+        self.graphs = Graphs(backbone, self.under) if backbone.device.type == "cuda" else None
+        """Of passes without gradients; None: they are run as they are."""
         for task in tasks:
             self.add(task)
 
@@ -57,7 +60,8 @@ class TaskBank(Residents):
             with self.under(self._alone(name)):
                 if (task := self.tasks[name]).words:
                     return self._again(word_scores(self.backbone, batch, task.words))
-                states = self._again(self.backbone.features(batch))
+                states = self._graphed(batch, [name] * len(next(iter(batch.values()))))
+                states = self._again(self.backbone.features(batch)) if states is None else states
                 pooler = getattr(self.backbone.base, "pooler", None)
                 return task.head_module(states, self.backbone.mask(batch), pooler) if task.head_module else states
         return self._each_pass(self._names(batch, tasks), lambda rows, names: self._scored(batch, rows, names))
@@ -168,10 +172,12 @@ class TaskBank(Residents):
     def _scored(self, batch: Mapping[str, Tensor], rows: list[int], names: list[str | None]) -> Sequence[Tensor]:
         part = _pick(batch, rows)
         first = None if names[0] is None else self.tasks[names[0]]
-        with self.under(self.route(names)):
-            if first is not None and first.words:
-                return list(self._again(word_scores(self.backbone, part, first.words)))
-            states, mask = self._again(self.backbone.features(part)), self.backbone.mask(part)
+        states, mask = self._graphed(part, names), self.backbone.mask(part)
+        if states is None:
+            with self.under(self.route(names)):
+                if first is not None and first.words:
+                    return list(self._again(word_scores(self.backbone, part, first.words)))
+                states = self._again(self.backbone.features(part))
         heads = [None if name is None else self.tasks[name].head_module for name in names]
         pooled: dict[int, Tensor] = {}
         for row, name in enumerate(names):
@@ -182,6 +188,11 @@ class TaskBank(Residents):
                     pooled[row] = head(states[row : row + 1], seen, self.backbone.base.pooler)[0]
         scores = score_rows(states, mask, [None if row in pooled else head for row, head in enumerate(heads)])
         return [pooled.get(row, score) for row, score in enumerate(scores)]
+
+    def _graphed(self, batch: Mapping[str, Tensor], names: list[str | None]) -> Tensor | None:
+        """The states of a pass by a CUDA graph, (B, T, D); None where there is none for it."""
+        words = any(name is not None and self.tasks[name].words for name in names)
+        return None if self.graphs is None or words else self.graphs.features(batch, self.fetched(names))
 
     def _generated(
         self, batch: Mapping[str, Tensor], rows: list[int], names: list[str | None], decoding: Decoding

@@ -6,13 +6,16 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from intarsia.addressed import addressed, readable
 from intarsia.backbone import Backbone
 from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
 from intarsia.errors import TaskError, nearest
+from intarsia.ops import Before, fused
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.sites import Role, Site
 from intarsia.storage import Live, Shelf, Stored
@@ -33,6 +36,8 @@ class Residents:
         self._hooks: dict[str, tuple[Hooks, int]] = {}
         """By the site's key, with the number of tasks there."""
         self._stacked = backbone.device.type == "cuda"
+        self._addressed = self._stacked and fused(torch.empty(0, dtype=backbone.dtype, device=backbone.device))
+        self._addressed = self._addressed and backbone.attention.plain
         self.mixes = True
         """Whether tasks share passes; not where the backbone computes something for all rows together at a site (DeBERTa's position
         table, OPT's flattened feed-forward), which is found out by running it."""
@@ -157,10 +162,16 @@ class Residents:
     def route(self, names: Sequence[str | None], *, entered: bool = False, beams: bool = False) -> Route:
         """The routing of the rows of one pass, in the order of `passes`; to be used with `under`. It keeps the tensors that the
         tasks have now, and is good for as many calls of the model as wanted."""
+        rows = self.fetched(names)
+        route = route_rows(rows, stacked=self._stacked, entered=entered, beams=beams)
+        by_address = self._addressed and not torch.is_grad_enabled() and readable(rows)
+        return addressed(route, rows) if by_address else route
+
+    def fetched(self, names: Sequence[str | None]) -> list[Resident | None]:
+        """The tasks of the rows of one pass, with their tensors on the device."""
         names = [None if name is None else self._known(name) for name in names]
         self._shelf.fetch(name for name in names if name and isinstance(self._residents[name], Stored))
-        rows = [None if name is None else self._residents[name] for name in names]
-        return route_rows(rows, stacked=self._stacked, entered=entered, beams=beams)
+        return [None if name is None else self._residents[name] for name in names]
 
     @contextmanager
     def under(self, route: Route) -> Iterator[None]:
@@ -221,7 +232,7 @@ class Residents:
         def replace() -> Tensor | None:
             return self._route.replacement(key)
 
-        def extend(rows: int) -> list[Prefix] | None:
+        def extend(rows: int) -> list[Prefix] | Before | None:
             return self._route.prefix(key, rows)
 
         def enter(rows: int) -> Prompts | None:

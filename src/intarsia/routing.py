@@ -7,6 +7,7 @@ and rows of tasks without a delta there pass unchanged.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from itertools import groupby
 from typing import Any, Protocol
 
@@ -18,8 +19,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.methods import Delta
 from intarsia.mixing import mix_prefixes, mix_projections, mix_prompts
-from intarsia.ops import Pieces, Scattered, distances, fused, gathered
-from intarsia.ops.reference import Weight
+from intarsia.ops import Before, Pieces, gathered
 from intarsia.sites import Role
 from intarsia.storage import Live, Stored, by_row
 from intarsia.task import Task
@@ -58,8 +58,8 @@ class OneRun:
 class StoredRun:
     """Rows of stored tasks of one form.
 
-    A GPU wants few launches, so the rows' tasks are stacked, once for all sites, but for matrices that its kernels find by
-    themselves. A CPU reads each task's matrices where they lie. The tensors that the tasks have now are kept as long as the run is.
+    A GPU wants few launches, so the rows' tasks are stacked, once for all sites. A CPU reads each task's matrices where they lie.
+    The tensors that the tasks have now are kept as long as the run is.
     """
 
     def __init__(self, tasks: Sequence[tuple[Stored, int]], *, stacked: bool) -> None:
@@ -67,41 +67,23 @@ class StoredRun:
         self.form, self.offset = tasks[0][0].form, tasks[0][0].form.offset
         self.counts = [count for _, count in tasks]
         self.rows = sum(self.counts)
-        flats = [stored.flat for stored, _ in tasks]
-        self.flats = flats if len(flats) == 1 else by_row(flats, self.counts)
-        self.apart: Sequence[Sequence[Tensor]] = ()
-        self.offsets: Tensor | None = None
-        """Where the rows' tasks lie in a GPU's memory, if kernels look there."""
-        if len(tasks) == 1:
-            self.near = self.form.pieces(flats[0])
-        elif stacked:
-            self._stack()
-        else:
-            near = [flat[: self.form.near_size] for flat in flats]
-            self.near = self.form.near_pieces(torch.stack(by_row(near, self.counts)))
-            self.apart = [self.form.apart(flat) for flat in flats]
+        self.tasks, self.stacked = [stored.flat for stored, _ in tasks], stacked
 
-    def _stack(self) -> None:
-        first = self.flats[0]
-        offsets = distances(self.flats) if fused(first) else None
-        if offsets is None:
-            self.near = self.form.pieces(torch.stack(self.flats))
-        elif (
-            self.form.scattered and not torch.is_grad_enabled()
-        ):  # with gradients there is no kernel that reads them so
-            self.near = self.form.near_pieces(gathered(first, offsets, self.form.near_size))
-            self.apart, self.offsets = [self.form.apart(first)], offsets
-        else:
-            self.near = self.form.pieces(gathered(first, offsets, len(first)))
+    @cached_property
+    def tensors(self) -> tuple[Sequence[Tensor], Sequence[Sequence[Tensor]]]:
+        """What is brought together of the tasks, and what lies apart."""
+        if len(self.tasks) == 1:
+            return self.form.pieces(self.tasks[0]), ()
+        if not self.stacked:
+            near = [flat[: self.form.near_size] for flat in self.tasks]
+            apart = [self.form.apart(flat) for flat in self.tasks]
+            return self.form.near_pieces(torch.stack(by_row(near, self.counts))), apart
+        flats = by_row(self.tasks, self.counts)
+        return self.form.pieces(gathered(flats)), ()
 
     def delta(self, key: str) -> Delta | None:
         """One delta for all of the tasks."""
-        return self.form.delta(key, self.near, self.apart, self._weight)
-
-    def _weight(self, matrices: list[Tensor]) -> Weight:
-        return (
-            Pieces(matrices, self.counts) if self.offsets is None else Scattered(matrices[0], self.flats, self.offsets)
-        )
+        return self.form.delta(key, *self.tensors, lambda matrices: Pieces(matrices, self.counts))
 
 
 class Route:
@@ -122,7 +104,7 @@ class Route:
             return y
         return mix_projections(deltas, self._counts(y.shape[0]), x, y)
 
-    def prefix(self, key: str, rows: int) -> list[Prefix] | None:
+    def prefix(self, key: str, rows: int) -> list[Prefix] | Before | None:
         """What goes before the keys and values of an attention, run by run."""
         deltas = self._at(key)
         return None if all(delta is None for delta in deltas) else mix_prefixes(deltas, self._counts(rows), self._kept)

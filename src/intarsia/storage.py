@@ -11,6 +11,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -19,9 +20,10 @@ from torch import Tensor, nn
 from intarsia.errors import ConfigError
 from intarsia.heads import FrozenHead
 from intarsia.light import LightTask, facts
-from intarsia.methods import Delta, ProjectionDelta
-from intarsia.ops import ALIGN
+from intarsia.methods import Delta, EmbeddingDelta, ProjectionDelta
+from intarsia.ops import ALIGN, At, Rows
 from intarsia.ops.reference import Weight
+from intarsia.sites import Role
 from intarsia.task import Task
 
 SMALL = 4096
@@ -63,6 +65,8 @@ class Form:
         """Numbers of each piece of a flat tensor; every other one is what fills up to `ALIGN`."""
         self.offset = task.offset
         """Positions by which the rows' tokens are moved."""
+        self.behind = any(site.role is Role.EMBED_OUT for site in task.sites.values())
+        """Whether the prompt goes in behind the embedding block."""
         for key in task.sites:
             if (delta := task.delta(key)) is not None:
                 self.shells[key] = copy.deepcopy(delta.fold()).to("meta").eval()
@@ -78,10 +82,29 @@ class Form:
         self._place(apart=True)
 
     @cached_property
-    def scattered(self) -> bool:
-        """Whether kernels, where there are any, read the tasks' large matrices where they lie."""
-        owners = [self.shells[key] for key, places in self.layout.items() if any(p.piece >= self.near for p in places)]
-        return bool(owners) and all(isinstance(one, ProjectionDelta) and one.scattered() for one in owners)
+    def addressed(self) -> bool:
+        """Whether kernels find all of a task's tensors by its address."""
+        return all(shell.addressed() for shell in self.shells.values())
+
+    @cached_property
+    def prompt(self) -> EmbeddingDelta | None:
+        """Of its tasks, without vectors."""
+        return next((shell for shell in self.shells.values() if isinstance(shell, EmbeddingDelta)), None)
+
+    @cached_property
+    def _begins(self) -> list[int]:
+        return list(accumulate(self.sizes, initial=0))
+
+    def place(self, key: str, name: str) -> int:
+        """Where in a flat tensor the delta at this site has the tensor of this name."""
+        return next(self._begins[place.piece] for place in self.layout[key] if place.name == name)
+
+    def delta_at(self, key: str, rows: Rows, number: int) -> Delta | None:
+        """The delta of all rows with the form of this number, with addresses for parameters; None where the form has none."""
+        if (shell := self.shells.get(key)) is None:
+            return None
+        found = {name: At(rows, number, self._begins[piece], tuple(shape)) for name, piece, shape in self.layout[key]}
+        return _with(shell, {**shell._parameters, **found})
 
     def share(self, name: str, value: Any) -> Any:
         """The value, or an equal one that another of its tasks has."""
@@ -126,11 +149,7 @@ class Form:
                 tensors[name] = near[piece].view(-1, *shape)
             else:
                 tensors[name] = weight([own[piece - len(near)].view(shape) for own in apart])
-        # As copy.copy does, without the several microseconds of its protocol: there is one for each form, site and batch.
-        made = object.__new__(type(shell))
-        made.__dict__.update(shell.__dict__)
-        made.__dict__["_parameters"] = tensors
-        return made
+        return _with(shell, tensors)
 
     def pack(self, task: Task, dtype: torch.dtype) -> Tensor:
         """(size,): the task's tensors in their folded form, where they are, in the backbone's dtype, as each use casts them."""
@@ -160,6 +179,15 @@ class Form:
                 full._parameters[name] = nn.Parameter(values, requires_grad=False)
             whole.deltas[key.replace(".", ":")] = full
         return whole
+
+
+def _with(shell: Delta, tensors: dict[str, Any]) -> Delta:
+    """A delta with these for parameters. As copy.copy does, without the several microseconds of its protocol: there is one for each
+    form, site and batch."""
+    made = object.__new__(type(shell))
+    made.__dict__.update(shell.__dict__)
+    made.__dict__["_parameters"] = tensors
+    return made
 
 
 class Live:

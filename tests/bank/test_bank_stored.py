@@ -106,45 +106,6 @@ def test_stored_tasks_in_any_mix_equal_the_tasks_themselves(family, mode):
         )
 
 
-@pytest.fixture
-def kernels(monkeypatch):
-    """As on a GPU: Triton's kernels compute, through its interpreter where there is none."""
-    pytest.importorskip("triton")
-    monkeypatch.setattr("intarsia.storage.SMALL", 0)
-    for module in ("intarsia.routing", "intarsia.ops.fast"):
-        monkeypatch.setattr(f"{module}.fused", lambda x: x.dtype == torch.float32)
-
-
-@pytest.mark.parametrize("family", ["bert", "gpt2"])
-def test_kernels_read_the_adapters_of_many_tasks_where_they_lie(family, kernels):
-    backbone = wrap(family)
-    tasks = [
-        make(backbone, method, f"{method} {i}", seed=i) for method in ("serial", "lora", "learned") for i in range(2)
-    ]
-    names = [None, *(task.name for task in tasks), "serial 0", "serial 1", "serial 0"]
-    batch = ragged(family, len(names))
-    bank = bank_of(backbone, tasks, True)
-    plan = [index for rows in bank.passes(names) for index in rows]
-    with torch.no_grad():
-        runs = bank.route([names[index] for index in plan]).runs
-        together = bank(batch, tasks=names)
-    with torch.enable_grad():
-        derived = bank.route([names[index] for index in plan]).runs
-    methods = {
-        run.form.key[0].name + str(getattr(run.form.key[0], "scale", "")): run for run in runs if hasattr(run, "form")
-    }
-    # Only what the kernel knows; a learned scale and LoRA are stacked, and all is where there may be gradients.
-    assert {name for name, run in methods.items() if run.offsets is not None} == {"adapter1.0"}
-    assert len(methods) == 3
-    assert all(run.offsets is None for run in derived if hasattr(run, "form"))
-    bank.detach()
-    for index, name in enumerate(names):
-        alone = TaskBank(backbone, [t for t in tasks if t.name == name])
-        want = alone(row(batch, index), tasks=[name])[0].detach()  # with gradients, so nothing is written in place
-        alone.detach()
-        torch.testing.assert_close(seen(together[index], batch, index), seen(want, batch, index), **CLOSE)
-
-
 @modes
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "t5", "bart"])
 def test_stored_tasks_generate_in_any_mix_what_each_generates_alone(family, mode):

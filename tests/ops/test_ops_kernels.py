@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.ops import ACTIVATIONS, Scattered, distances, reference
+from intarsia.ops import ACTIVATIONS, offsets_from, reference
 from intarsia.ops.segments import _reference
 
 pytest.importorskip("triton")
@@ -164,7 +164,9 @@ def test_the_bottleneck_with_its_residual(tasks, rows, width, narrow, activation
     made, _ = bottleneck(y, *parts(flat), KINDS[activation])
     wide = doubles([y, flat])
     expected = wide[0] + reference.bottleneck(wide[0], *parts(wide[1]), ACTIVATIONS[activation])
-    check(made, [y, flat], expected, wide, tol)
+    # Half precision may put an activation on the other side of relu's bend, and with it the whole of a gradient's number.
+    bent = activation == "relu" and dtype != torch.float32
+    check(made, [y, flat], expected, wide, 2 * tol if bent else tol)
 
 
 def close(made, expected, tol):
@@ -174,44 +176,26 @@ def close(made, expected, tol):
 
 @both
 @pytest.mark.parametrize(("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 70, 37, 5), (2, 130, 200, 48)])
-def test_the_bottleneck_is_written_over_its_input_with_matrices_that_lie_apart(tasks, rows, width, narrow, dtype, tol):
+def test_the_bottleneck_is_written_over_its_input(tasks, rows, width, narrow, dtype, tol):
     y = numbers(tasks, rows, width, dtype=dtype).detach()
-    down_bias, up_bias = numbers(tasks, narrow, dtype=dtype).detach(), numbers(tasks, width, dtype=dtype).detach()
-    size = narrow * width
-    # Not in the order of their addresses, one of them twice, and as large as views of something larger.
-    apart = [numbers(2 * size + 24, dtype=dtype, seed=n).detach()[8:] * width**-0.25 for n in range(tasks + 2)]
-    flats = [apart[n] for n in (2, 0, 2)[:tasks]]
-    offsets = distances(flats)
-    assert offsets is not None
     down, up = (
-        Scattered(flats[0][at : at + size].view(shape), flats, offsets)
-        for at, shape in ((0, (narrow, width)), (size + 16, (width, narrow)))
+        numbers(tasks, *shape, dtype=dtype, seed=1).detach() * width**-0.25
+        for shape in ((narrow, width), (width, narrow))
     )
-    stacks = [torch.stack([flat[at : at + size] for flat in flats]) for at in (0, size + 16)]
-    assert torch.equal(down.stacked(), stacks[0].view(tasks, narrow, width))
-    assert torch.equal(up.stacked(), stacks[1].view(tasks, width, narrow))
-    wide = [one.double() for one in (y, down.stacked(), down_bias, up.stacked(), up_bias)]
+    down_bias, up_bias = numbers(tasks, narrow, dtype=dtype).detach(), numbers(tasks, width, dtype=dtype).detach()
+    wide = [one.double() for one in (y, down, down_bias, up, up_bias)]
     expected = wide[0] + reference.bottleneck(*wide, ACTIVATIONS["gelu_new"])
-    for weights in ((down, up), (down.stacked(), up.stacked())):
-        over = y.clone()
-        launch_bottleneck(over, weights[0], down_bias, weights[1], up_bias, KINDS["gelu_new"], out=over)
-        close(over, expected, tol)
-
-
-def test_matrices_that_a_kernel_cannot_read_by_their_distance_are_told():
-    flats = [torch.zeros(40), torch.ones(40)]
-    assert distances(flats) is not None
-    assert distances([flats[0], flats[1][4:]]) is None
+    launch_bottleneck(y, down, down_bias, up, up_bias, KINDS["gelu_new"], out=y)
+    close(y, expected, tol)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize(("size", "take"), [(5, 5), (3000, 2049), (4096, 4096)])
-def test_flat_tensors_are_gathered_in_order(size, take, dtype):
+@pytest.mark.parametrize("size", [5, 3000, 4096])
+def test_flat_tensors_are_gathered_in_order(size, dtype):
     apart = [numbers(size, dtype=dtype, seed=n).detach() for n in range(4)]
     flats = [apart[n] for n in (2, 0, 0, 3)]
-    offsets = distances(flats)
-    assert offsets is not None
-    assert torch.equal(gather(flats[0], offsets, take), torch.stack([flat[:take] for flat in flats]))
+    offsets = torch.tensor(offsets_from(flats[0], flats), device=DEVICE)
+    assert torch.equal(gather(flats[0], offsets), torch.stack(flats))
 
 
 @both

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from intarsia.backbone.attention_products import products, wants_products
 from intarsia.errors import BackboneError
+from intarsia.ops import Before, prefixed_attention
 from intarsia.sites import Site
 
 
@@ -36,8 +37,8 @@ class Prefix(NamedTuple):
     """Kept from layer to layer of a call: the same mask need not be made longer at each of them."""
 
 
-Extend = Callable[[int], Sequence[Prefix] | None]
-"""rows of this call -> what to put before them, in order; or None."""
+Extend = Callable[[int], Sequence[Prefix] | Before | None]
+"""rows of this call -> what to put before them, in order, or where a kernel finds it; or None."""
 Watch = Callable[[nn.Module, Tensor, Tensor], None]
 """(module, keys, values), as the module's own."""
 Result = tuple[Tensor, Tensor | None]
@@ -83,6 +84,12 @@ def _attend(
     parts = None if extend is None else extend(query.shape[0])
     if parts is None:
         return inner(module, query, key, value, mask, **more)
+    causal = more.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
+    if isinstance(parts, Before):
+        scale = more.get("scaling") or query.shape[-1] ** -0.5
+        causal = causal and mask is None and query.shape[2] > 1
+        return prefixed_attention(query, key, value, mask, parts, causal=causal, scale=scale), None
     # Rows with prefixes of one length by themselves: nobody's keys are copied, padded or hidden for the sake of others.
     found, stop = [], 0
     for part in parts:
@@ -96,9 +103,8 @@ def _attend(
             continue
         if bias is not None:
             own["position_bias"] = _longer_bias(module, own["position_bias"], part)
-        causal = own.pop("is_causal", None)
-        causal = getattr(module, "is_causal", True) if causal is None else causal
-        longer = _once(part, mask, span, q, k, causal=bool(causal))
+        own.pop("is_causal", None)
+        longer = _once(part, mask, span, q, k, causal=causal)
         if additive and longer is not None and longer.dtype == torch.bool:
             # Eager attention adds its mask to the scores; the model made none here, and ours is boolean.
             longer = torch.zeros(longer.shape, dtype=query.dtype, device=longer.device).masked_fill(
@@ -200,6 +206,12 @@ class AttentionSeam:
         self.model, self.base = model, base
         self.users = 0
         self.before = ""
+
+    @property
+    def plain(self) -> bool:
+        """Whether attention is a softmax of scaled products and a mask: not eager, nor with T5's bias."""
+        relative = "relative_attention_num_buckets" in self.base.config.to_dict()  # type: ignore[union-attr]
+        return self.model.config._attn_implementation in ("sdpa", OVER["sdpa"]) and not relative
 
     def extend(self, site: Site, change: Extend) -> "AttentionHook":
         """Puts `change` at a KV site."""

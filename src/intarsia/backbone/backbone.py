@@ -54,7 +54,8 @@ class Backbone:
         self.fingerprint = print_
         self.sites: tuple[Site, ...] = locate(self.base, family)
         self.family = family
-        self._counts_positions = "position_ids" in inspect.signature(self.base.forward).parameters
+        self.counts_positions = "position_ids" in inspect.signature(self.base.forward).parameters
+        """Whether the model is told each token's position."""
         self.attention = AttentionSeam(model, self.base)
         """Where keys and values of virtual positions go in."""
         self.pretrained = Pretrained(self)
@@ -174,7 +175,7 @@ class Backbone:
     @property
     def shifts_positions(self) -> bool:
         """Whether tokens can be told to stand after virtual positions: by position ids, or by T5's relative bias."""
-        return self._counts_positions or "relative_attention_num_buckets" in self.config.to_dict()
+        return self.counts_positions or "relative_attention_num_buckets" in self.config.to_dict()
 
     def hook(self, site: Site, change: Callable[..., Any]) -> hooks.Hooks:
         """Installs `change` at a site: (x, y) -> y' at a projection, () -> replacement or None at a weight, and
@@ -226,7 +227,7 @@ class Backbone:
     def _with_positions(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Positions count real tokens, or padding on the left would shift BERT's and GPT-2's."""
         mask = batch.get("attention_mask")
-        if mask is not None and self._counts_positions and "position_ids" not in batch:
+        if mask is not None and self.counts_positions and "position_ids" not in batch:
             batch["position_ids"] = positions_of(mask, self.first_position)
         return batch
 

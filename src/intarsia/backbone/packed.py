@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from intarsia.backbone.attention import EXTEND, Extend, Result
 from intarsia.errors import UnsupportedError
-from intarsia.ops import segment_attention
+from intarsia.ops import Before, segment_attention
 from intarsia.sites import Role, Site
 
 if TYPE_CHECKING:
@@ -54,13 +54,14 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     segments: Segments = module.__dict__[_SEGMENTS]
     extend: Extend | None = module.__dict__.get(EXTEND)
     members, heads, columns, width = query.shape
-    prefixes = None if extend is None else extend(members)
+    prefixes: Any = None if extend is None else extend(members)
     window = more.get("sliding_window") or 0
-    if 0 < window < segments.longest and (prefixes is not None or not causal):
-        raise UnsupportedError("packed rows do not know a sliding window beside a prefix, or in an encoder")
+    before: Any = prefixes if isinstance(prefixes, Before) else None
+    if 0 < window < segments.longest and (prefixes is not before or not causal):
+        raise UnsupportedError("packed rows do not know a sliding window beside a trained prefix, or in an encoder")
     starts_k, longest_k = segments.starts, segments.longest
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    if prefixes is not None:
+    if prefixes is not before:
         assert segments.order is not None, "the layout has room for prefixes wherever a task has one"
         starts_k, longest_k = segments.starts_k, segments.longest_k
         k = _with_prefix([(part.rows, part.key) for part in prefixes], key, segments.order)
@@ -76,6 +77,7 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
         causal=causal,
         scale=more.get("scaling") or width**-0.5,
         window=window if window < segments.longest else 0,
+        before=before,
     )
     return found.view(members, columns, heads, -1), None
 

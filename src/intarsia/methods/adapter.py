@@ -19,7 +19,7 @@ Both train all LayerNorm gains and biases, the embeddings' included, as `train_l
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -143,14 +143,31 @@ class BottleneckDelta(ProjectionDelta):
 
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """`forward` written into y."""
+        if isinstance(self.down, ops.At):
+            return self._change_rows(x, y)
         dropout = self._dropout()
         if self._plain() and not dropout:
             return ops.adapted_(y, self.down, self.down_bias, self.up, self.up_bias, self.method.non_linearity)
         return y.add_(self._change(x, y, dropout))
 
-    def scattered(self) -> bool:
-        """Where the kernel knows all that is to be computed."""
-        return self._plain() and ops.fused_activation(self.method.non_linearity, self.down.shape[1]) is not None
+    def addressed(self) -> bool:
+        """Where the kernel knows the activation, and the width."""
+        return ops.fused_activation(self.method.non_linearity, self.down.shape[1]) is not None
+
+    def _change_rows(self, x: Tensor, y: Tensor) -> Tensor:
+        own: Any = self
+        inner, factor = x if self.method.parallel else y, self.method.scale
+        return ops.adapt_(
+            inner,
+            y,
+            own.down,
+            own.down_bias,
+            own.up,
+            own.up_bias,
+            self.method.non_linearity,
+            1.0 if isinstance(factor, str) else factor,
+            own.scale,
+        )
 
     def _dropout(self) -> float:
         return self.method.dropout if self.training else 0.0

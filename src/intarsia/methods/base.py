@@ -30,6 +30,10 @@ class Delta(nn.Module):
         """The form that is shipped and served: a reparameterisation replaced by what it puts out. Plain deltas: themselves."""
         return self
 
+    def addressed(self) -> bool:
+        """Whether it works with `ops.At` in its parameters' places, so that a GPU's kernels find each row's own tensors."""
+        return False
+
 
 class ProjectionDelta(Delta):
     """Changes the output of a module: y' = forward(x, y)."""
@@ -41,10 +45,6 @@ class ProjectionDelta(Delta):
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """The same written into y, which has just been made for nobody else; without gradients. Returns y."""
         return y.copy_(self(x, y))
-
-    def scattered(self) -> bool:
-        """Whether `change_` on a GPU reads each task's matrices where they lie (`ops.Scattered`), so that none are stacked."""
-        return False
 
 
 class KeyValueDelta(Delta):
@@ -70,6 +70,10 @@ class EmbeddingDelta(Delta):
     length: int
     """P."""
     place: Place = "start"
+
+    def addressed(self) -> bool:
+        """Prompts go in before the kernels run."""
+        return True
 
     def forward(self) -> Tensor:
         """Returns (N, P, E), E the width of the site's embeddings."""

@@ -85,8 +85,15 @@ class LowRankDelta(ProjectionDelta):
 
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """`forward` written into y."""
+        a, b = self.a, self.b
+        if isinstance(a, ops.At) and isinstance(b, ops.At):
+            return ops.adapt_(x, y, a, None, b, None, None, self.method.alpha / self.method.rank)
         inner = ops.linear(self._dropped(x), self.a, None)
         return ops.add_linear_(y, inner, self.b, None, self.method.alpha / self.method.rank)
+
+    def addressed(self) -> bool:
+        """Where the kernel takes the rank."""
+        return ops.fused_activation("relu", self.method.rank) is not None
 
     def _dropped(self, x: Tensor) -> Tensor:
         return F.dropout(x, self.method.dropout) if self.training and self.method.dropout else x

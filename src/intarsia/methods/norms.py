@@ -7,7 +7,7 @@ BitFit (Ben Zaken et al. 2022, https://arxiv.org/abs/2106.10199): every bias of 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +43,16 @@ class NormDelta(ProjectionDelta):
 
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """`forward` written into y."""
+        own: Any = self
+        if isinstance(own.gain, ops.At):
+            return ops.add_norms_(x, y, own.gain, own.bias, self.eps, centre=self.centre)
         if self.own is not None:
             return super().change_(x, y)
         return ops.norm_change_(x, y, self.gain, self.bias, self.eps, centre=self.centre)
+
+    def addressed(self) -> bool:
+        """Always."""
+        return True
 
 
 class BiasDelta(ProjectionDelta):
@@ -61,7 +68,12 @@ class BiasDelta(ProjectionDelta):
 
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """`forward` written into y."""
-        return y.add_(ops.per_task(self.bias, y))
+        own: Any = self.bias
+        return ops.add_vectors_(y, own) if isinstance(own, ops.At) else y.add_(ops.per_task(own, y))
+
+    def addressed(self) -> bool:
+        """Always."""
+        return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

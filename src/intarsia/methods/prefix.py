@@ -222,6 +222,10 @@ class PrefixDelta(_Prefix):
         """The parameters."""
         return self.key, self.value
 
+    def addressed(self) -> bool:
+        """Where keys and values are of one width."""
+        return self.gate is None and self.key.shape == self.value.shape
+
 
 class PrefixSource(nn.Module):
     """tanh(U P' + b), shared by the layers of one sort of attention.   prompt: (N, P, E), weight: (N, mid, E), bias: (N, mid)"""

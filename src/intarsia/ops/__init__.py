@@ -2,27 +2,34 @@
 
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.adamw import Rates, adamw
+from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_, add_vectors_, offsets_from
 from intarsia.ops.attention import product_attention
 from intarsia.ops.choice import fused
 from intarsia.ops.dropout import keyed_dropout
 from intarsia.ops.fast import adapted, adapted_, fused_activation, gathered, norm_change, norm_change_
-from intarsia.ops.pieces import ALIGN, Pieces, Scattered, distances
+from intarsia.ops.pieces import ALIGN, Pieces
+from intarsia.ops.prefixed import prefixed_attention
 from intarsia.ops.reference import Own, add_linear_, bottleneck, linear, low_rank, normalise, per_task
 from intarsia.ops.segments import segment_attention
 
 __all__ = [
     "ACTIVATIONS",
     "ALIGN",
+    "NOBODY",
+    "At",
+    "Before",
     "Own",
     "Pieces",
     "Rates",
-    "Scattered",
+    "Rows",
     "adamw",
+    "adapt_",
     "adapted",
     "adapted_",
     "add_linear_",
+    "add_norms_",
+    "add_vectors_",
     "bottleneck",
-    "distances",
     "fused",
     "fused_activation",
     "gathered",
@@ -32,7 +39,9 @@ __all__ = [
     "norm_change",
     "norm_change_",
     "normalise",
+    "offsets_from",
     "per_task",
+    "prefixed_attention",
     "product_attention",
     "segment_attention",
 ]

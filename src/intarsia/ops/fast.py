@@ -4,11 +4,14 @@ The names that end in _ write their result into y, as torch's do; they are for w
 past torch's dispatcher, which takes longer than the launch.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from intarsia.ops import reference
 from intarsia.ops.activations import ACTIVATIONS
+from intarsia.ops.addressed import offsets_from
 from intarsia.ops.choice import fused
 from intarsia.ops.pieces import Pieces
 from intarsia.ops.reference import Own, Weight
@@ -45,11 +48,15 @@ def norm_change_(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: f
     return reference.norm_change_(x, y, gain, bias, eps, centre=centre)
 
 
-def gathered(first: Tensor, offsets: Tensor, size: int) -> Tensor:
-    """(N, size): the first numbers of N flat tensors of which this is the first. offsets: from `distances`. Where `fused` only."""
+def gathered(flats: Sequence[Tensor]) -> Tensor:
+    """(N, size): N flat tensors of one size, one below the other."""
+    if not fused(flats[0]):
+        return torch.stack(list(flats))
     from intarsia.ops.kernels.gather import gather
 
-    return gather(first, offsets, size)
+    # Not by torch.tensor(device=...), which waits for all that the GPU was given before.
+    offsets = torch.tensor(offsets_from(flats[0], flats)).to(flats[0].device, non_blocking=True)
+    return gather(flats[0], offsets)
 
 
 def fused_activation(non_linearity: str, narrow: int) -> int | None:

@@ -2,7 +2,7 @@
 
 Copying the matrices of a batch's tasks together would cost more than the products (a bottleneck's weights are as large as the
 states of 60 tokens). On a CPU each task's rows are a slice, and only the products are done piece by piece; what comes between
-them runs over all rows at once. On a GPU one kernel finds each row's matrix by its distance from the first.
+them runs over all rows at once. (On a GPU, `addressed`.)
 """
 
 from collections.abc import Sequence
@@ -30,35 +30,6 @@ class Pieces(NamedTuple):
         if count % rows:
             raise RuntimeError(f"the pieces are of {rows} rows, and {count} do not divide among them")
         return [own * (count // rows) for own in self.counts]
-
-
-class Scattered(NamedTuple):
-    """Takes the place of a weight (N, D_out, D_in), for kernels that know it; others stack it."""
-
-    first: Tensor
-    """(D_out, D_in), the first task's: a dense part of its flat tensor."""
-    flats: Sequence[Tensor]
-    """N flat tensors; a matrix lies at the same place in each. They are kept as long as the kernels may read them."""
-    offsets: Tensor
-    """From `distances`."""
-
-    def stacked(self) -> Tensor:
-        """(N, D_out, D_in), a copy."""
-        start = self.first.storage_offset() - self.flats[0].storage_offset()
-        stop = start + self.first.numel()
-        return torch.stack([flat[start:stop] for flat in self.flats]).view(-1, *self.first.shape)
-
-
-def distances(flats: Sequence[Tensor]) -> Tensor | None:
-    """(N,) int64: how many numbers behind the first each flat tensor begins in memory; they are of one dtype. None where a kernel
-    could not read all of them so: they are on several devices, or not aligned as the first is."""
-    first = flats[0]
-    size, begin = first.element_size(), first.data_ptr()
-    behind = [flat.data_ptr() - begin for flat in flats]
-    if len({flat.get_device() for flat in flats}) > 1 or any(one % (ALIGN * size) for one in behind):
-        return None
-    # Not by torch.tensor(device=...), which waits for all that the GPU was given before.
-    return torch.tensor([one // size for one in behind]).to(first.device, non_blocking=True)
 
 
 def add_by_piece_(y: Tensor, x: Tensor, weight: Pieces, alpha: float) -> None:

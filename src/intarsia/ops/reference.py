@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.ops.pieces import Pieces, Scattered, add_by_piece_, linear_by_piece
+from intarsia.ops.pieces import Pieces, add_by_piece_, linear_by_piece
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -27,7 +27,7 @@ class Own(NamedTuple):
     """(D,)"""
 
 
-Weight = Tensor | Pieces | Scattered
+Weight = Tensor | Pieces
 """(N, D_out, D_in), or what stands for it."""
 
 
@@ -35,7 +35,7 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
     """out[i] = weight[n] x[i] + bias[n].   x: (B, T, D_in), weight: (N, D_out, D_in), bias: (N, D_out) or None -> (B, T, D_out)."""
     if isinstance(weight, Pieces):
         return linear_by_piece(x, weight, bias)
-    weight = (weight.stacked() if isinstance(weight, Scattered) else weight).to(x.dtype)
+    weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     tasks, writes, reads = weight.shape
     if tasks == 1:
@@ -59,7 +59,7 @@ def add_linear_(y: Tensor, x: Tensor, weight: Weight, bias: Tensor | None, alpha
     if isinstance(weight, Pieces):
         add_by_piece_(rows, x.reshape(-1, x.shape[-1]), weight, alpha)
     else:
-        weight = (weight.stacked() if isinstance(weight, Scattered) else weight).to(y.dtype)
+        weight = weight.to(y.dtype)
         tasks, writes, reads = weight.shape
         if tasks == 1:
             rows.addmm_(x.reshape(-1, reads), weight.squeeze(0).T, alpha=alpha)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from intarsia.ops.addressed import Before, row_prefix
 from intarsia.ops.choice import fused
 
 
@@ -24,13 +25,21 @@ def segment_attention(
     causal: bool,
     scale: float,
     window: int = 0,
+    before: Before | None = None,
 ) -> Tensor:
     """softmax(scale q k^T) v, each query over its own segment's keys.
 
     query: (L, H, D), key and value: (M, H_kv, D), starts_q and starts_k: (G + 1,) int32, where each segment begins; the last is L
     or M. longest: bounds on a segment's length. causal: a segment's last query sees all its keys, the one before all but the last,
-    and so on. window: of keys up to a query's own place, that many; 0: all. Returns (L, H, D).
+    and so on. window: of keys up to a query's own place, that many; 0: all. before: keys and values that every query of a segment
+    sees as well; the segments are its rows, and there are no gradients. Returns (L, H, D).
     """
+    if before is not None:
+        if fused(query):
+            from intarsia.ops.kernels.segments import launch
+
+            return launch(query, key, value, starts_q, starts_k, causal, scale, window, before)[0]
+        return _row_by_row(query, key, value, starts_q, before, causal, scale, window)
     if fused(query):
         from intarsia.ops.kernels.segments import LONGEST, short_segments
 
@@ -65,6 +74,33 @@ def _flash(
     return found
 
 
+def _row_by_row(
+    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, before: Before, causal: bool, scale: float, window: int
+) -> Tensor:
+    """The definition with keys before each row's own, which are seen by all of its queries."""
+    out, bounds, groups = torch.zeros_like(query), starts.tolist(), query.shape[1] // key.shape[1]
+    for row in range(len(bounds) - 1):
+        span = slice(bounds[row], bounds[row + 1])
+        q, k, v = (x[span].transpose(0, 1) for x in (query, key, value))
+        behind = torch.arange(q.shape[1], device=q.device).flip(0)
+        seen = _seen(behind[:, None], behind[None], causal, window)
+        if (found := row_prefix(before, row, *k.shape[::2])) is not None:
+            k, v = (torch.cat([own.to(x.dtype), x], dim=1) for own, x in zip(found, (k, v), strict=True))
+            seen = torch.nn.functional.pad(seen, (k.shape[1] - q.shape[1], 0), value=True)
+        k, v = (x.repeat_interleave(groups, dim=0) for x in (k, v))
+        scores = (q @ k.mT * scale).masked_fill(~seen, float("-inf"))
+        out[span] = (scores.softmax(-1) @ v).transpose(0, 1)
+    return out
+
+
+def _seen(behind_q: Tensor, behind_k: Tensor, causal: bool, window: int) -> Tensor:
+    """Which keys a query sees, by how many places follow each in its segment."""
+    seen = torch.ones(behind_q.shape[0], behind_k.shape[1], dtype=torch.bool, device=behind_q.device)
+    if causal:  # counted from the segment's end, where keys and queries meet
+        seen = seen & (behind_k >= behind_q)
+    return seen & (behind_k < behind_q + window) if window else seen
+
+
 def _reference(
     query: Tensor,
     key: Tensor,
@@ -80,11 +116,7 @@ def _reference(
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     own_q, behind_q = _places(starts_q, query.shape[0])
     own_k, behind_k = _places(starts_k, key.shape[0])
-    seen = own_q[:, None] == own_k[None]
-    if causal:  # counted from the segment's end, where keys and queries meet
-        seen = seen & (behind_k[None] >= behind_q[:, None])
-    if window:
-        seen = seen & (behind_k[None] < behind_q[:, None] + window)
+    seen = (own_q[:, None] == own_k[None]) & _seen(behind_q[:, None], behind_k[None], causal, window)
     scores = torch.einsum("qhd,khd->hqk", query, key) * scale
     return torch.einsum("hqk,khd->qhd", scores.masked_fill(~seen, float("-inf")).softmax(-1), value)
 
@@ -93,4 +125,5 @@ def _places(starts: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Each place's segment, and how many places of it follow."""
     places = torch.arange(count, device=starts.device)
     own = torch.searchsorted(starts[1:].long(), places, right=True)
-    return own, starts.long()[own + 1] - 1 - places
+    ends = torch.nn.functional.pad(starts[1:].long(), (0, 1), value=count)  # those behind all segments are a last one
+    return own, ends[own] - 1 - places

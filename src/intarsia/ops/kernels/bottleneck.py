@@ -12,8 +12,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from intarsia.ops.pieces import Scattered
-
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3, "tanh": 4}
 """Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
 WIDEST = 128
@@ -53,14 +51,14 @@ def _activate(z, KIND: tl.constexpr):
 
 
 @triton.jit
-def _product(rows_ptr, at, inside, weight_ptr, columns, known, width, along, across,
+def _product(rows_ptr, at, inside, weight_ptr, columns, known, width, stride, along, across,
              TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """(TILE, NARROW): rows times a narrow weight, whose [column, w] is at column * across + w * along; in chunks of the width."""
+    """(TILE, NARROW): rows, `stride` apart, times a narrow weight, whose [column, w] is at column * across + w * along."""
     total = tl.zeros([TILE, NARROW], tl.float32)
     for begin in range(0, width, CHUNK):
         w = begin + tl.arange(0, CHUNK)
         row = tl.load(
-            rows_ptr + at[:, None] * width + w[None, :], mask=inside[:, None] & (w < width)[None, :], other=0.0
+            rows_ptr + at[:, None] * stride + w[None, :], mask=inside[:, None] & (w < width)[None, :], other=0.0
         )
         where = weight_ptr + columns[None, :] * across + w[:, None] * along
         weight = tl.load(where, mask=known[None, :] & (w < width)[:, None], other=0.0)
@@ -69,22 +67,17 @@ def _product(rows_ptr, at, inside, weight_ptr, columns, known, width, along, acr
 
 
 @triton.jit
-def bottleneck_forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_ptr, z_ptr, offsets_ptr, rows, width, narrow,
+def bottleneck_forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_ptr, z_ptr, rows, width, narrow,
              down_task, up_task, bias_task, up_bias_task,
-             KIND: tl.constexpr, KEEP: tl.constexpr, SCATTERED: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
+             KIND: tl.constexpr, KEEP: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr,
              NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     tile, task = tl.program_id(0), tl.program_id(1).to(tl.int64)
     index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
     inside, known = index < rows, columns < narrow
     at = task * rows + index
-    if SCATTERED:
-        offset = tl.multiple_of(tl.load(offsets_ptr + task), 8)  # or the matrices would be read number by number
-        down_ptr += offset
-        up_ptr += offset
-    else:
-        down_ptr += task * down_task
-        up_ptr += task * up_task
-    z = _product(y_ptr, at, inside, down_ptr, columns, known, width, 1, width, TILE, CHUNK, NARROW, PRECISION)
+    down_ptr += task * down_task
+    up_ptr += task * up_task
+    z = _product(y_ptr, at, inside, down_ptr, columns, known, width, width, 1, width, TILE, CHUNK, NARROW, PRECISION)
     z += tl.load(down_bias_ptr + task * bias_task + columns, mask=known, other=0.0).to(tl.float32)[None, :]
     both = inside[:, None] & known[None, :]
     z = z.to(y_ptr.dtype.element_ty)
@@ -119,7 +112,7 @@ def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner
     inner, slope = _activate(tl.load(z_ptr + slots, mask=both, other=0.0).to(tl.float32), KIND)
     tl.store(inner_ptr + slots, inner.to(inner_ptr.dtype.element_ty), mask=both)
     dz = slope * _product(
-        grad_ptr, at, inside, up_ptr + task * up_task, columns, known, width, narrow, 1, TILE, CHUNK, NARROW, PRECISION
+        grad_ptr, at, inside, up_ptr + task * up_task, columns, known, width, width, narrow, 1, TILE, CHUNK, NARROW, PRECISION
     )  # fmt: skip
     dz = tl.where(both, dz, 0.0)
     # The sums of this tile's rows, for both biases: (W + M) numbers.
@@ -162,9 +155,9 @@ def _dense(weight: Tensor) -> Tensor:
 
 def launch(
     y: Tensor,
-    down: Tensor | Scattered,
+    down: Tensor,
     down_bias: Tensor,
-    up: Tensor | Scattered,
+    up: Tensor,
     up_bias: Tensor,
     kind: int,
     out: Tensor,
@@ -172,19 +165,14 @@ def launch(
 ) -> None:
     """out <- y + U f(D y + b) + c; and z <- D y + b, (T, M), where it is given. y and out: contiguous, (..., W), and may be the
     same; down: (N, M, W), up: (N, W, M), and their biases."""
-    offsets = None
-    if isinstance(down, Scattered):
-        offsets, down = down.offsets, down.first
-    if isinstance(up, Scattered):
-        up = up.first
     narrow, width = down.shape[-2:]
     tasks, count = len(down_bias), y.numel() // width
     rows, tile = count // tasks, _tile(count)
     down, up = _dense(down), _dense(up)
     bottleneck_forward[(-(-rows // tile), tasks)](
-        y, down, down_bias, up, up_bias, out, y if z is None else z, y if offsets is None else offsets, rows, width, narrow,
+        y, down, down_bias, up, up_bias, out, y if z is None else z, rows, width, narrow,
         down.stride(0), up.stride(0), down_bias.stride(0), up_bias.stride(0),
-        KEEP=z is not None, SCATTERED=offsets is not None, TILE=tile,
+        KEEP=z is not None, TILE=tile,
         **_options(y, narrow, kind, wide=tile == 16),
     )  # fmt: skip
 

@@ -19,9 +19,9 @@ def _gather(first_ptr, offsets_ptr, out_ptr, size, CHUNK: tl.constexpr):
     tl.store(out_ptr + row.to(tl.int64) * size + at, values, mask=at < size)
 
 
-def gather(first: Tensor, offsets: Tensor, size: int) -> Tensor:
-    """(N, size): the first numbers of N flat tensors. first: one of them; offsets: (N,), how many numbers behind it each begins, a
-    multiple of 8."""
+def gather(first: Tensor, offsets: Tensor) -> Tensor:
+    """(N, size): N flat tensors. first: one of them; offsets: (N,), how many numbers behind it each begins, a multiple of 8."""
+    size = len(first)
     out = torch.empty(len(offsets), size, dtype=first.dtype, device=first.device)
     _gather[(-(-size // _CHUNK), len(offsets))](first, offsets, out, size, CHUNK=_CHUNK)
     return out

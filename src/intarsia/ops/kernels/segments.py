@@ -7,10 +7,15 @@ the same bits each time, and every number is read from memory once (again from t
 G segments, L queries, M keys, H heads, H_kv key-value heads, D width of a head.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from intarsia.ops.addressed import Before
 
 LONGEST = 256
 """Keys of a segment beyond which kernels for long sequences are the better ones."""
@@ -48,11 +53,22 @@ def _seen(q_at, k_at, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constexpr,
 
 
 @triton.jit
+def _fold(scores, v, top, total, mixed, PRECISION: tl.constexpr):
+    """A tile of keys more: the highest score, the sum of the shares and of the values, all by the highest score so far."""
+    higher = tl.maximum(top, tl.max(scores, 1))
+    shares = tl.exp2(scores - higher[:, None])
+    fade = tl.exp2(top - higher)
+    mixed = mixed * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision=PRECISION)
+    return higher, total * fade + tl.sum(shares, 1), mixed
+
+
+@triton.jit
 def segments_forward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, starts_q, starts_k,
     q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
-    scale, heads, groups, width,
-    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
+    scale, heads, groups, width, anchor_ptr, offsets_ptr, forms_ptr, table_ptr,
+    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PREFIX: tl.constexpr, TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     segment, head = tl.program_id(0), tl.program_id(1)
     q_first, k_first = tl.load(starts_q + segment), tl.load(starts_k + segment)
@@ -60,22 +76,30 @@ def segments_forward(
     q_ptr += head * q_head
     k_ptr += head // groups * k_head
     v_ptr += head // groups * v_head
+    if PREFIX:
+        form = tl.load(forms_ptr + segment)
+        before = tl.load(table_ptr + form * 3 + 2, mask=form >= 0, other=0)
+        own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + segment), 8) + head // groups * before * width
+        own_k_ptr = own_ptr + tl.multiple_of(tl.load(table_ptr + form * 3, mask=form >= 0, other=0), 8)
+        own_v_ptr = own_ptr + tl.multiple_of(tl.load(table_ptr + form * 3 + 1, mask=form >= 0, other=0), 8)
     for q_at in range(0, queries, TILE):
         q = _tile(q_ptr, q_first, q_at, q_row, queries, width, WIDTH, TILE)
         top = tl.full([TILE], -1e30, tl.float32)
         total = tl.zeros([TILE], tl.float32)
         mixed = tl.zeros([TILE, WIDTH], tl.float32)
+        if PREFIX:  # seen by all queries
+            for k_at in range(0, before, TILE):
+                k = _tile(own_k_ptr, 0, k_at, width, before, width, WIDTH, TILE)
+                v = _tile(own_v_ptr, 0, k_at, width, before, width, WIDTH, TILE)
+                scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+                scores = tl.where((k_at + tl.arange(0, TILE) < before)[None, :], scores, -1e30)
+                top, total, mixed = _fold(scores, v, top, total, mixed, PRECISION)
         for k_at in range(0, keys, TILE):
             k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
             v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
             scores = tl.where(_seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, TILE), scores, -1e30)
-            higher = tl.maximum(top, tl.max(scores, 1))
-            shares = tl.exp2(scores - higher[:, None])
-            fade = tl.exp2(top - higher)
-            total = total * fade + tl.sum(shares, 1)
-            mixed = mixed * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision=PRECISION)
-            top = higher
+            top, total, mixed = _fold(scores, v, top, total, mixed, PRECISION)
         _put(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, mixed / total[:, None], WIDTH, TILE)
         index = q_at + tl.arange(0, TILE)
         tl.store(lse_ptr + (q_first + index).to(tl.int64) * heads + head, top + tl.log2(total), mask=index < queries)
@@ -164,6 +188,33 @@ def _rows_first(*tensors: Tensor) -> list[Tensor]:
     return [x if x.stride(2) == 1 else x.contiguous() for x in tensors]
 
 
+def launch(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts_q: Tensor,
+    starts_k: Tensor,
+    causal: bool,
+    scale: float,
+    window: int,
+    before: "Before | None" = None,
+) -> tuple[Tensor, Tensor]:
+    """As `short_segments`; before: what else each segment's queries see."""
+    q, k, v = _rows_first(query, key, value)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
+    heads, groups = q.shape[1], q.shape[1] // k.shape[1]
+    own = (q, starts_q, starts_q, starts_q)
+    if before is not None:
+        own = (before.rows.anchor, before.rows.offsets, before.rows.forms, before.table)
+    segments_forward[(len(starts_q) - 1, heads)](
+        q, k, v, out, lse, starts_q, starts_k,
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
+        scale * _LOG2E, heads, groups, q.shape[2], *own, PREFIX=before is not None, **_constants(q, causal, window),
+    )  # fmt: skip
+    return out, lse
+
+
 @torch.library.custom_op("intarsia::short_segments", mutates_args=())
 def short_segments(
     query: Tensor,
@@ -176,16 +227,7 @@ def short_segments(
     window: int,
 ) -> tuple[Tensor, Tensor]:
     """As `ops.segment_attention`; also the log2-sum-exp2 of each query's scores, (L, H) fp32."""
-    q, k, v = _rows_first(query, key, value)
-    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
-    heads, groups = q.shape[1], q.shape[1] // k.shape[1]
-    segments_forward[(len(starts_q) - 1, heads)](
-        q, k, v, out, lse, starts_q, starts_k,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
-        scale * _LOG2E, heads, groups, q.shape[2], **_constants(q, causal, window),
-    )  # fmt: skip
-    return out, lse
+    return launch(query, key, value, starts_q, starts_k, causal, scale, window)
 
 
 @short_segments.register_fake

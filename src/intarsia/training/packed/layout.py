@@ -17,8 +17,8 @@ from torch import Tensor
 from intarsia.backbone.packed import Segments
 from intarsia.data import Flat
 from intarsia.heads import IGNORED, Head
+from intarsia.staged import Staged
 from intarsia.task import Task
-from intarsia.training.packed.staged import Staged
 
 
 class TooSmall(Exception):  # noqa: N818 - caught by the stepper, which makes a larger layout

@@ -1,0 +1,143 @@
+"""The kernels of `ops.addressed`: every row finds its own task's tensors; rows of other forms, and nobody's tokens, are left alone.
+
+G rows, L tokens in all, W width of what is read, D of what is written, M width of the bottleneck or the rank.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from intarsia.ops.kernels.bottleneck import ACTIVATIONS, _activate, _product
+from intarsia.ops.kernels.norms import _normal
+
+if TYPE_CHECKING:
+    from intarsia.ops.addressed import At
+
+_LINEAR = -1
+"""No activation."""
+
+
+# Places are of any task's making: were they compiled for, as integers are, each form would want kernels of its own.
+@triton.jit(do_not_specialize=["form", "each", "down", "down_bias", "up", "up_bias", "learned"])
+def adapt_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, form, each,
+               x_row, y_row, reads, writes, narrow, down, down_bias, up, up_bias, learned, scale,
+               KIND: tl.constexpr, BIAS: tl.constexpr, LEARNED: tl.constexpr, EQUAL: tl.constexpr, TILE: tl.constexpr,
+               CHUNK: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    row, tile = tl.program_id(0), tl.program_id(1)
+    if EQUAL:
+        first, count = row * each, each
+    else:
+        first = tl.load(starts_ptr + row)
+        count = tl.load(starts_ptr + row + 1) - first
+    if (tl.load(forms_ptr + row) == form) & (tile * TILE < count):
+        index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
+        inside, known = index < count, columns < narrow
+        at = (first + index).to(tl.int64)
+        own_ptr = anchor_ptr + tl.multiple_of(
+            tl.load(offsets_ptr + row), 8
+        )  # or matrices would be read number by number
+        down, up = tl.multiple_of(down, 8), tl.multiple_of(up, 8)
+        z = _product(
+            x_ptr, at, inside, own_ptr + down, columns, known, reads, x_row, 1, reads, TILE, CHUNK, NARROW, PRECISION
+        )
+        if BIAS:
+            z += tl.load(own_ptr + down_bias + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+        z = z.to(y_ptr.dtype.element_ty)
+        if KIND >= 0:
+            inner, _ = _activate(z.to(tl.float32), KIND)
+            inner = tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
+        else:
+            inner = z
+        factor = scale
+        if LEARNED:
+            factor *= tl.load(own_ptr + learned).to(tl.float32)
+        tl.debug_barrier()  # x may be y: no warp writes before all have read their rows
+        for begin in range(0, writes, CHUNK):
+            w = begin + tl.arange(0, CHUNK)
+            there = inside[:, None] & (w < writes)[None, :]
+            weight = tl.load(
+                own_ptr + up + w[None, :] * narrow + columns[:, None], mask=known[:, None] & (w < writes)[None, :], other=0.0
+            )  # fmt: skip
+            out = tl.dot(inner, weight.to(inner.dtype), input_precision=PRECISION)
+            if BIAS:
+                out += tl.load(own_ptr + up_bias + w, mask=w < writes, other=0.0).to(tl.float32)[None, :]
+            place = y_ptr + at[:, None] * y_row + w[None, :]
+            out = out * factor + tl.load(place, mask=there, other=0.0).to(tl.float32)
+            tl.store(place, out.to(y_ptr.dtype.element_ty), mask=there)
+
+
+@triton.jit(do_not_specialize=["form", "each", "gain", "bias"])
+def norm_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, owner_ptr, form, each, x_row, y_row, width, gain, bias, eps,
+              CENTRE: tl.constexpr, GAIN: tl.constexpr, BIAS: tl.constexpr, EQUAL: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+    vector = tl.program_id(0).to(tl.int64)
+    row = vector // each
+    if not EQUAL:
+        row = tl.load(owner_ptr + row)
+    if tl.load(forms_ptr + row) == form:
+        own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + row), 8)
+        columns = tl.arange(0, WIDTH)
+        inside = columns < width
+        out = tl.load(y_ptr + vector * y_row + columns, mask=inside, other=0.0).to(tl.float32)
+        if GAIN:
+            normal, _ = _normal(
+                tl.load(x_ptr + vector * x_row + columns, mask=inside, other=0.0), columns, width, eps, CENTRE
+            )
+            out += normal * tl.load(own_ptr + gain + columns, mask=inside, other=0.0).to(tl.float32)
+        if BIAS:
+            out += tl.load(own_ptr + bias + columns, mask=inside, other=0.0).to(tl.float32)
+        tl.store(y_ptr + vector * y_row + columns, out.to(y_ptr.dtype.element_ty), mask=inside)
+
+
+def _place(at: At | None) -> int:
+    return 0 if at is None else at.place
+
+
+def adapt(
+    x: Tensor,
+    y: Tensor,
+    down: At,
+    down_bias: At | None,
+    up: At,
+    up_bias: At | None,
+    non_linearity: str | None,
+    scale: float,
+    learned: At | None,
+) -> None:
+    """As `ops.addressed.adapt_`; x: (L, W), y: (L, D), each row of numbers dense."""
+    rows, (narrow, reads) = down.rows, down.shape
+    x = x if x.stride(1) == 1 else x.contiguous()
+    full = x.dtype == torch.float32
+    count, equal = len(rows.forms) - 1, rows.starts is None
+    longest = len(y) // count if equal else rows.longest
+    tile = 16 if longest <= 16 else 32 if longest <= 32 else 64
+    adapt_rows[(count, -(-longest // tile))](
+        x, y, rows.anchor, rows.offsets, rows.forms, rows.forms if equal else rows.starts, down.form, longest,
+        x.stride(0), y.stride(0), reads, up.shape[0], narrow,
+        down.place, _place(down_bias), up.place, _place(up_bias), _place(learned), float(scale),
+        KIND=_LINEAR if non_linearity is None else ACTIVATIONS[non_linearity], BIAS=down_bias is not None,
+        LEARNED=learned is not None, EQUAL=equal, TILE=tile, CHUNK=64 if full else 256 if tile == 16 else 128,
+        NARROW=max(16, triton.next_power_of_2(narrow)), PRECISION="ieee" if full else "tf32", num_warps=4,
+    )  # fmt: skip
+
+
+def add_norms(x: Tensor, y: Tensor, gain: At | None, bias: At | None, eps: float, centre: bool) -> None:
+    """As `ops.addressed.add_norms_` and `add_vectors_`; x, y: (L, D) or each token's heads, (L * H, D); each
+    vector dense."""
+    given = bias if gain is None else gain
+    assert given is not None
+    rows, width = given.rows, y.shape[1]
+    x = x if x.stride(1) == 1 else x.contiguous()
+    equal = rows.owner is None
+    each = len(y) // (len(rows.forms) - 1) if equal else rows.inner(len(y))
+    norm_rows[(len(y),)](
+        x, y, rows.anchor, rows.offsets, rows.forms, rows.forms if equal else rows.owner, given.form, each,
+        x.stride(0), y.stride(0), width,
+        _place(gain), _place(bias), eps,
+        CENTRE=centre, GAIN=gain is not None, BIAS=bias is not None, EQUAL=equal,
+        WIDTH=triton.next_power_of_2(width), num_warps=4 if width <= 2048 else 8,
+    )  # fmt: skip
