@@ -15,6 +15,7 @@ DIR/*/LENGTH.jsonl; those of the page lie in results/compare_choice.
 import argparse
 import json
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,10 +95,9 @@ def grid_all(arguments: argparse.Namespace) -> None:
         settings = resolve(None, {**facts["flags"], "device": arguments.device, "out": folder / "unused"})
         backbone = backbone or load_backbone(settings.base)
         steps = None if arguments.length == "recipe" else facts["steps"]
-        (folder / f"{arguments.length}-machine.json").write_text(json.dumps(machine(), indent=1))
         run_grid(settings, backbone, folder, arguments.length, steps, arguments.seeds)
         if found := finished(folder, arguments.length):
-            print(verdict(facts | {"length": arguments.length, "runs": found, "machine": "here"}), flush=True)
+            print(verdict(facts | {"length": arguments.length, "runs": found}), flush=True)
 
 
 def finished(folder: Path, length: str) -> list[dict[str, Any]]:
@@ -110,7 +110,9 @@ def finished(folder: Path, length: str) -> list[dict[str, Any]]:
         test = {name.removeprefix("test_"): value for name, value in metrics.items() if name.startswith("test_")}
         candidate, _, seed = described.parent.name.rpartition("-seed-")
         if test and (candidate, int(seed)) not in known:
-            lines.append({"candidate": candidate, "seed": int(seed), "test": test})
+            hardware = machine()["hardware"]
+            on = (hardware["gpus"] or [hardware["cpu"]])[0]
+            lines.append({"candidate": candidate, "seed": int(seed), "test": test, "on": on})
     if not lines:
         return []
     lines.sort(key=lambda line: (line["candidate"], line["seed"]))
@@ -150,6 +152,7 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
     for run in facts["runs"]:
         scores.setdefault(run["candidate"], []).append(run["test"][facts["metric"]])
     means = {name: statistics.fmean(values) for name, values in scores.items()}
+    machines = Counter(run["on"] for run in facts["runs"])
     order = sorted(means, key=lambda name: -sign * means[name])
     best, chosen = order[0], slug(facts["chosen"])
     spread = statistics.stdev(scores[best]) if len(scores[best]) > 1 else None
@@ -170,18 +173,16 @@ def verdict(facts: dict[str, Any]) -> dict[str, Any]:
         "mean of the grid": round(statistics.fmean(means.values()), 4),
         "seeds": min(len(own) for own in scores.values()),
         "runs": len(facts["runs"]),
-        "grid on": facts["machine"],
+        "grid on": ", ".join(f"{name}: {count}" for name, count in machines.most_common()),
     }
 
 
 def write_report(arguments: argparse.Namespace) -> None:
     found = []
     for choice in sorted(arguments.out.glob("*/choice.json")):
-        for length in ("own", "recipe"):
-            if runs := finished(choice.parent, length):
-                hardware = json.loads((choice.parent / f"{length}-machine.json").read_text())["hardware"]
-                on = (hardware["gpus"] or [hardware["cpu"]])[0]
-                found.append(json.loads(choice.read_text()) | {"length": length, "runs": runs, "machine": on})
+        facts = json.loads(choice.read_text())
+        runs = {length: finished(choice.parent, length) for length in ("own", "recipe")}
+        found += [facts | {"length": length, "runs": own} for length, own in runs.items() if own]
     if not found:
         raise SystemExit(f"{arguments.out} holds no finished grid; call `choose` and `grid` first")
     rows = [verdict(facts) for facts in found]
