@@ -21,13 +21,16 @@ class AddressedRoute(Route):
         super().__init__(runs, rows, **more)
         self.forms, self.where = forms, where
         self._before: dict[str, Before | None] = {}
+        self._changes: dict[str, list[Any]] = {}
 
     def project(self, key: str, x: Tensor, y: Tensor) -> Tensor:
         """y', written into y."""
         self._counts(y.shape[0])
-        for number, form in enumerate(self.forms):
-            if (delta := form.delta_at(key, self.where, number)) is not None:
-                y = delta.change_(x, y)  # type: ignore[operator]
+        if key not in self._changes:
+            found = [form.delta_at(key, self.where, number) for number, form in enumerate(self.forms)]
+            self._changes[key] = [delta.change_ for delta in found if delta is not None]
+        for change in self._changes[key]:
+            y = change(x, y)
         return y
 
     def prefix(self, key: str, rows: int) -> Before | None:

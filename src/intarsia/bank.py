@@ -64,7 +64,10 @@ class TaskBank(Residents):
                 states = self._again(self.backbone.features(batch)) if states is None else states
                 pooler = getattr(self.backbone.base, "pooler", None)
                 return task.head_module(states, self.backbone.mask(batch), pooler) if task.head_module else states
-        return self._each_pass(self._names(batch, tasks), lambda rows, names: self._scored(batch, rows, names))
+        names = self._names(batch, tasks)
+        if (states := self._graphed(batch, names)) is not None:
+            return self._headed(states, self.backbone.mask(batch), names)
+        return self._each_pass(names, lambda rows, names: self._scored(batch, rows, names))
 
     def loss(self, batch: Mapping[str, Tensor], labels: Tensor, task: str) -> Tensor:
         """The task's mean loss on a batch. labels: as for heads.loss; for generation (B, T), -100 where nothing is to be learnt,
@@ -172,12 +175,15 @@ class TaskBank(Residents):
     def _scored(self, batch: Mapping[str, Tensor], rows: list[int], names: list[str | None]) -> Sequence[Tensor]:
         part = _pick(batch, rows)
         first = None if names[0] is None else self.tasks[names[0]]
-        states, mask = self._graphed(part, names), self.backbone.mask(part)
-        if states is None:
+        if (states := self._graphed(part, names)) is None:
             with self.under(self.route(names)):
                 if first is not None and first.words:
                     return list(self._again(word_scores(self.backbone, part, first.words)))
                 states = self._again(self.backbone.features(part))
+        return self._headed(states, self.backbone.mask(part), names)
+
+    def _headed(self, states: Tensor, mask: Tensor | None, names: Sequence[str | None]) -> list[Tensor]:
+        """Each row by its task's head. states: (B, T, D), mask: (B, T)."""
         heads = [None if name is None else self.tasks[name].head_module for name in names]
         pooled: dict[int, Tensor] = {}
         for row, name in enumerate(names):
@@ -190,9 +196,12 @@ class TaskBank(Residents):
         return [pooled.get(row, score) for row, score in enumerate(scores)]
 
     def _graphed(self, batch: Mapping[str, Tensor], names: list[str | None]) -> Tensor | None:
-        """The states of a pass by a CUDA graph, (B, T, D); None where there is none for it."""
-        words = any(name is not None and self.tasks[name].words for name in names)
-        return None if self.graphs is None or words else self.graphs.features(batch, self.fetched(names))
+        """The states of all rows by a CUDA graph, (B, T, D); None where there is none for them."""
+        if self.graphs is None or torch.is_grad_enabled() or not self.fits(names):
+            return None
+        if any(name is not None and self.tasks[name].words for name in names):
+            return None
+        return self.graphs.features(batch, self.fetched(names))
 
     def _generated(
         self, batch: Mapping[str, Tensor], rows: list[int], names: list[str | None], decoding: Decoding

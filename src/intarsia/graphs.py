@@ -125,6 +125,8 @@ class _Pass:
         self.rows = Rows(anchor, here["offsets"], here["forms"], here["starts"], here["owner"], key.longest)
         self.segments = Segments(here["starts"], key.longest, here["starts"], key.longest)
         self.replay: Callable[[], None] | None = None
+        self._route: AddressedRoute | None = None
+        """The graph's, whose tensors it reads."""
 
     def fill(self, packed_: Packed, offsets: Sequence[int], forms: Sequence[int], moved: np.ndarray) -> None:
         """The next batch. moved: (B,), what is added to the positions of each row."""
@@ -161,7 +163,7 @@ class _Pass:
         self, under: Callable[[Route], AbstractContextManager[None]], stream: torch.cuda.Stream, pool: Any
     ) -> None:
         """Once to compile the kernels, and once for the graph."""
-        route = self.route()
+        route = self._route = self.route()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.run(under, route)

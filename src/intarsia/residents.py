@@ -156,8 +156,8 @@ class Residents:
 
     def fits(self, names: Sequence[str | None]) -> bool:
         """Whether these tasks have room on the device together."""
-        total = sum(self.nbytes(name) for name in set(names) if name is not None)
-        return self._shelf.capacity is None or total <= self._shelf.capacity
+        capacity = self._shelf.capacity
+        return capacity is None or sum(self.nbytes(name) for name in set(names) if name is not None) <= capacity
 
     def route(self, names: Sequence[str | None], *, entered: bool = False, beams: bool = False) -> Route:
         """The routing of the rows of one pass, in the order of `passes`; to be used with `under`. It keeps the tensors that the

@@ -18,7 +18,7 @@ from intarsia.task import Task
 from methods.every import PROMPTED, row, stir, usable, wrap
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPE, TOL = (torch.float64, 2e-6) if DEVICE == "cpu" else (torch.float32, 1e-4)
+DTYPE, TOL = (torch.float64, 2e-6) if DEVICE == "cpu" else (torch.float32, 5e-4)
 FAMILIES = [family for family in tiny.FAMILIES if family != "gemma2"]
 """Gemma 2 is eager, and takes neither way; test_bank_stored has it."""
 WITHOUT = ("modernbert", "t5", "mt5", "bart", "mbart", "vit")
@@ -166,7 +166,7 @@ def test_gradients_long_rows_and_tasks_in_training_take_the_plain_path():
     with torch.no_grad():
         bank(batch, tasks=rows)
     bank(batch, tasks=[rows[1]] * len(rows))  # there may be gradients
-    assert bank.graphs.seen == [False, False]
+    assert not any(bank.graphs.seen)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -54,18 +54,18 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     segments: Segments = module.__dict__[_SEGMENTS]
     extend: Extend | None = module.__dict__.get(EXTEND)
     members, heads, columns, width = query.shape
-    prefixes: Any = None if extend is None else extend(members)
+    prefixes = None if extend is None else extend(members)
+    before, trained = (prefixes, None) if isinstance(prefixes, Before) else (None, prefixes)
     window = more.get("sliding_window") or 0
-    before: Any = prefixes if isinstance(prefixes, Before) else None
-    if 0 < window < segments.longest and (prefixes is not before or not causal):
+    if 0 < window < segments.longest and (trained is not None or not causal):
         raise UnsupportedError("packed rows do not know a sliding window beside a trained prefix, or in an encoder")
     starts_k, longest_k = segments.starts, segments.longest
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
-    if prefixes is not before:
+    if trained is not None:
         assert segments.order is not None, "the layout has room for prefixes wherever a task has one"
         starts_k, longest_k = segments.starts_k, segments.longest_k
-        k = _with_prefix([(part.rows, part.key) for part in prefixes], key, segments.order)
-        v = _with_prefix([(part.rows, part.value) for part in prefixes], value, segments.order)
+        k = _with_prefix([(part.rows, part.key) for part in trained], key, segments.order)
+        v = _with_prefix([(part.rows, part.value) for part in trained], value, segments.order)
     found = segment_attention(
         q,
         k,
