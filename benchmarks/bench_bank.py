@@ -6,9 +6,9 @@
 
 A backbone of random weights in the given shape (speed does not depend on the values), tasks of random values: adapters of width 48
 (two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; heads. Encoder: batches of so many rows of 64 tokens.
-Decode: 64 rows, one token each, through `TaskBank.generate`'s own routing, 16 tokens between two changes of who is in the batch
-(4 on a CPU). Every figure is a ratio to one-task traffic (the first task's method) on the same bank in the same run: the two
-alternate, round by round. Writes results/bank_{cpu,cuda}.{json,md}.
+Decode: 64 rows, one token each, as the server's decoder writes them, after prompts of 64 tokens; 16 tokens between two changes of
+who is in the batch (4 on a CPU). Every figure is a ratio to one-task traffic (the first task's method) on the same bank in the same
+run: the two alternate, round by round. Writes results/bank_{cpu,cuda}.{json,md}.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
+from intarsia.serving.decoder import Decoder, Writing
+from intarsia.serving.sampling import Sampling
 from intarsia.task import Task
 
 ROWS, TOKENS, DECODE_ROWS = 32, 64, 64
@@ -80,7 +82,17 @@ def decoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
         n_embd=size["hidden_size"], n_layer=size["num_hidden_layers"], n_head=size["num_attention_heads"]
     )
     torch.manual_seed(0)
-    return Backbone.wrap(transformers.GPT2LMHeadModel(config).to(device, dtype))
+    return Backbone.wrap(transformers.GPT2LMHeadModel(config).to(device, dtype), tokenizer=Silent())  # type: ignore[arg-type]
+
+
+class Silent:
+    """A tokenizer for texts that nobody reads."""
+
+    eos_token_id = None
+
+    def decode(self, ids: list[int], **_more: Any) -> str:
+        """A letter for each token."""
+        return "x" * len(ids)
 
 
 def fill(bank: TaskBank, kinds: tuple[str, ...], count: int, head: Head | None) -> None:
@@ -108,18 +120,19 @@ def draw(traffic: str, names: list[str], rows: int, seed: int) -> list[str]:
 
 
 def pairs(
-    one: Callable[[int], None], other: Callable[[int], None], seconds: float, device: str
+    one: Callable[[int], float | None], other: Callable[[int], float | None], seconds: float, device: str
 ) -> tuple[float, float, float]:
-    """Seconds a call of each (medians), and the median of the ratios of neighbours; they alternate, so noise hits both."""
+    """Seconds a call of each (medians), and the median of the ratios of neighbours; they alternate, so noise hits both. A call may
+    tell its seconds itself."""
 
-    def timed(call: Callable[[int], None], number: int) -> float:
+    def timed(call: Callable[[int], float | None], number: int) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         start = time.perf_counter()
-        call(number)
+        own = call(number)
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return time.perf_counter() - start if own is None else own
 
     for number in range(2):
         timed(one, number), timed(other, number)
@@ -141,22 +154,22 @@ def measure(bank: TaskBank, job: str, traffic: str, rows: int, seconds: float, d
     ids = torch.randint(1000, 20000, (rows, TOKENS if job == "encoder" else 1), device=device)
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     names = list(bank.tasks)
-    model: Any = bank.backbone.model
-    cache: Any = None
-    if job == "decode":
-        cache = model(input_ids=ids.expand(-1, TOKENS)).past_key_values
+    writer = Decoder(bank, max_rows=rows) if job == "decode" else None
 
-    def step(tasks: list[str]) -> None:
-        if job == "encoder":
+    def step(tasks: list[str]) -> float | None:
+        if writer is None:
             bank(batch, tasks=tasks)
-            return
-        # As a serving loop does it: the rows stay the same for a while, and each call is one token a row.
-        group = bank.passes(tasks)[0]
-        route = bank.route([tasks[row] for row in group], entered=True)
-        with bank.under(route):
-            for _ in range(DECODE_STEPS[device]):
-                model(input_ids=ids, past_key_values=cache, use_cache=True)
-                cache.crop(-1)
+            return None
+        for task in tasks:
+            writer.add(Writing([1 + len(tasks)] * TOKENS, task, Sampling(max_tokens=DECODE_STEPS[device] + 2)))
+        writer.step()  # reads the prompts
+        start = time.perf_counter()
+        for _ in range(DECODE_STEPS[device]):
+            writer.step()  # waits for the tokens
+        took = time.perf_counter() - start
+        while writer.running:
+            writer.step()
+        return took
 
     with torch.inference_mode():
         mixed, single, ratio = pairs(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -103,6 +103,18 @@ class Residents:
             self.aliases |= aliases
         if active == name:
             self.activate(name)
+
+    def addresses(self, name: str | None) -> bool:
+        """Whether kernels read this task where it lies, so that its rows need no pass of their own."""
+        return readable([None if name is None else self._residents[self._known(name)]])
+
+    def bring(self, residents: Mapping[str | None, Resident | None]) -> None:
+        """These tasks to the device, as far as the bank still has them; those that it has not stay where they are."""
+        self._shelf.fetch(
+            name
+            for name, resident in residents.items()
+            if name is not None and isinstance(resident, Stored) and self._residents.get(name) is resident
+        )
 
     def alias(self, alias: str, name: str) -> None:
         """Another name for a resident task; an alias that exists is moved."""

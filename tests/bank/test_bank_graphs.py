@@ -123,12 +123,14 @@ def test_prompts_stand_at_their_places_in_packed_rows(family, place):
 
 def test_tokens_and_virtual_tokens_of_a_row_stand_side_by_side():
     ids = np.array([[7, 8, 9], [0, 5, 6]])
-    made = pack_rows(ids, np.array([[1, 1, 1], [0, 1, 1]]), None, np.array([2, 1]), ["after-first", "end"], after=True)
+    made, back = pack_rows(
+        ids, np.array([[1, 1, 1], [0, 1, 1]]), None, np.array([2, 1]), ["after-first", "end"], after=True
+    )
     assert made.ids.tolist() == [7, -1, -2, 8, 9, 5, 6, -1]
     assert made.positions.tolist() == [0, 1, 2, 3, 4, 0, 1, 2]
     assert made.lengths.tolist() == [5, 3]
     # Of padding a row's first column; the state behind a prompt at the end is the last token's.
-    assert made.back.tolist() == [0, 3, 4, 5, 5, 7]
+    assert back.tolist() == [0, 3, 4, 5, 5, 7]
 
 
 def test_tasks_that_change_come_with_the_next_batch():

@@ -31,8 +31,12 @@ class Letters:
         return "".join(chr(0x100 + token) for token in ids if token > 2)
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def bank_of(family, kinds=KINDS, **more):
     backbone = wrap(family)
+    backbone.model.to(DEVICE)
     backbone._tokenizer = Letters()
     bank = TaskBank(backbone, **more)
     for number, (name, method) in enumerate(kinds.items()):

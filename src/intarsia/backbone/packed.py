@@ -32,6 +32,43 @@ _UNKNOWN = ("position_bias", "softcap", "s_aux")
 """What some attentions add to the scores, and the kernel for segments does not."""
 
 
+class Slots:
+    """Keys and values of rows that are being written: a slot for each row, and a place behind them for what nobody reads."""
+
+    def __init__(self, backbone: Backbone, count: int, columns: int) -> None:
+        """count: slots; columns: of each."""
+        self.count, self.columns = count, columns
+        self.held: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        """By the attention's module, (count * columns + 1, H_kv, D) each."""
+        for site in (site for site in backbone.sites if site.role is Role.KV):
+            heads, *widths = backbone.pretrained.heads(site)
+            with torch.inference_mode(False):  # or nothing could be put there outside of it
+                self.held[backbone.base.get_submodule(site.module)] = tuple(  # type: ignore[assignment]
+                    torch.zeros(count * columns + 1, heads, width, dtype=backbone.dtype, device=backbone.device)
+                    for width in widths
+                )
+
+    @property
+    def spare(self) -> int:
+        """The place for what nobody reads."""
+        return self.count * self.columns
+
+    def put(self, module: nn.Module, places: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keeps keys and values (L, H_kv, D) at their places (L,); returns all that are kept."""
+        held = self.held[module]
+        for kept, new in zip(held, (key, value), strict=True):
+            kept.index_copy_(0, places, new)
+        return held
+
+    def take(self, other: Slots, moves: Sequence[tuple[int, int, int]]) -> None:
+        """Copies rows from another one's slots. moves: (its slot, the slot here, columns) of each."""
+        for module, held in self.held.items():
+            for kept, old in zip(held, other.held[module], strict=True):
+                for theirs, ours, columns in moves:
+                    begin, end = ours * self.columns, theirs * other.columns
+                    kept[begin : begin + columns] = old[end : end + columns]
+
+
 class Segments(NamedTuple):
     """Where each row begins in the K * S columns; the same tensors are filled anew for each batch."""
 
@@ -43,6 +80,12 @@ class Segments(NamedTuple):
     longest_k: int
     order: Tensor | None = None
     """(M,) int64: which of a member's [prefix | columns], members one after the other, each key is; None: no prefixes."""
+    slots: Slots | None = None
+    """Where keys and values are kept from pass to pass; then starts_k has (G,) places in it, of each row's first key."""
+    counts: Tensor | None = None
+    """(G,) beside slots: how many keys each row has, this pass's among them."""
+    places: Tensor | None = None
+    """(L,) beside slots: where each column's key goes."""
 
 
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any) -> Result:
@@ -66,6 +109,10 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
         starts_k, longest_k = segments.starts_k, segments.longest_k
         k = _with_prefix([(part.rows, part.key) for part in trained], key, segments.order)
         v = _with_prefix([(part.rows, part.value) for part in trained], value, segments.order)
+    if segments.slots is not None:
+        assert segments.places is not None
+        k, v = segments.slots.put(module, segments.places, k, v)
+        starts_k = segments.starts_k
     found = segment_attention(
         q,
         k,
@@ -78,6 +125,7 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
         scale=more.get("scaling") or width**-0.5,
         window=window if window < segments.longest else 0,
         before=before,
+        counts=segments.counts,
     )
     return found.view(members, columns, heads, -1), None
 

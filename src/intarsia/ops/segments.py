@@ -4,6 +4,7 @@ G segments, L queries and M keys in all, H heads, H_kv key-value heads, D width 
 """
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,20 +27,28 @@ def segment_attention(
     scale: float,
     window: int = 0,
     before: Before | None = None,
+    counts: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale q k^T) v, each query over its own segment's keys.
 
     query: (L, H, D), key and value: (M, H_kv, D), starts_q and starts_k: (G + 1,) int32, where each segment begins; the last is L
     or M. longest: bounds on a segment's length. causal: a segment's last query sees all its keys, the one before all but the last,
-    and so on. window: of keys up to a query's own place, that many; 0: all. before: keys and values that every query of a segment
-    sees as well; the segments are its rows, and there are no gradients. Returns (L, H, D).
+    and so on. window: of keys up to a query's own place, that many; 0: all. Without gradients also: before, keys and values
+    that every query of a segment sees as well (the segments are its rows); counts: (G,), of a segment's keys, which then lie where
+    starts_k (G,) says, and not one behind the other. Returns (L, H, D).
     """
-    if before is not None:
+    if before is not None or counts is not None:
         if fused(query):
             from intarsia.ops.kernels.segments import launch
 
-            return launch(query, key, value, starts_q, starts_k, causal, scale, window, before)[0]
-        return _row_by_row(query, key, value, starts_q, before, causal, scale, window)
+            return launch(
+                query, key, value, starts_q, starts_k, causal, scale, window, before, counts, longest=longest_q
+            )[0]
+        begins = starts_k.tolist()
+        ends = begins[1:] if counts is None else [a + b for a, b in zip(begins, counts.tolist(), strict=True)]
+        return _row_by_row(
+            query, key, value, starts_q, list(zip(begins, ends, strict=False)), before, causal, scale, window
+        )
     if fused(query):
         from intarsia.ops.kernels.segments import LONGEST, short_segments
 
@@ -75,21 +84,30 @@ def _flash(
 
 
 def _row_by_row(
-    query: Tensor, key: Tensor, value: Tensor, starts: Tensor, before: Before, causal: bool, scale: float, window: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    starts: Tensor,
+    spans: Sequence[tuple[int, int]],
+    before: Before | None,
+    causal: bool,
+    scale: float,
+    window: int,
 ) -> Tensor:
-    """The definition with keys before each row's own, which are seen by all of its queries."""
+    """The definition, with keys before each row's own, which are seen by all of its queries. spans: of each row's own keys."""
     out, bounds, groups = torch.zeros_like(query), starts.tolist(), query.shape[1] // key.shape[1]
     for row in range(len(bounds) - 1):
-        span = slice(bounds[row], bounds[row + 1])
-        q, k, v = (x[span].transpose(0, 1) for x in (query, key, value))
-        behind = torch.arange(q.shape[1], device=q.device).flip(0)
-        seen = _seen(behind[:, None], behind[None], causal, window)
-        if (found := row_prefix(before, row, *k.shape[::2])) is not None:
-            k, v = (torch.cat([own.to(x.dtype), x], dim=1) for own, x in zip(found, (k, v), strict=True))
-            seen = torch.nn.functional.pad(seen, (k.shape[1] - q.shape[1], 0), value=True)
+        own, (begin, end) = slice(bounds[row], bounds[row + 1]), spans[row]
+        q, k, v = (x.transpose(0, 1) for x in (query[own], key[begin:end], value[begin:end]))
+        behind_q, behind_k = (torch.arange(count, device=q.device).flip(0) for count in (q.shape[1], end - begin))
+        seen = _seen(behind_q[:, None], behind_k[None], causal, window)
+        found = None if before is None else row_prefix(before, row, *k.shape[::2])
+        if found is not None:
+            k, v = (torch.cat([first.to(x.dtype), x], dim=1) for first, x in zip(found, (k, v), strict=True))
+            seen = torch.nn.functional.pad(seen, (k.shape[1] - (end - begin), 0), value=True)
         k, v = (x.repeat_interleave(groups, dim=0) for x in (k, v))
         scores = (q @ k.mT * scale).masked_fill(~seen, float("-inf"))
-        out[span] = (scores.softmax(-1) @ v).transpose(0, 1)
+        out[own] = (scores.softmax(-1) @ v).transpose(0, 1)
     return out
 
 

@@ -1,7 +1,8 @@
 """Continuous batching over mixed tasks: texts join while others are being written, and leave when they end.
 
-Rows that can share a forward pass are a group with one cache. A step writes one token for every running row, and reads the prompts
-of those that wait, as far as there is room. What a row gets does not depend on who else is there (`TaskBank`).
+On a GPU rows have slots, and a pass is a CUDA graph (`slots`). Elsewhere, and for tasks that graphs do not know, rows that can
+share a forward pass are a group with one cache. A step writes one token for every running row, and reads the prompts of those that
+wait, as far as there is room. What a row gets does not depend on who else is there (`TaskBank`).
 """
 
 from __future__ import annotations
@@ -23,11 +24,14 @@ from intarsia.errors import ConfigError
 from intarsia.routing import Route
 from intarsia.serving.cache import merged, merged_masks, new_cache
 from intarsia.serving.sampling import Chooser, Sampling, choose
+from intarsia.serving.slots import Seat, Seats
 from intarsia.serving.text import TextStream
 from intarsia.sites import Role
 
 PREFILL = 4096
 """Tokens of prompts, padding counted, that are read in one forward pass; a longer prompt is alone."""
+_SEATED = "seated"
+"""The word of rows that have slots."""
 
 
 @dataclass(slots=True, eq=False)
@@ -84,6 +88,8 @@ class Decoder:
         self.bank, self.max_rows, self.max_tokens = bank, max_rows, max_tokens
         self.waiting: deque[Writing] = deque()
         self._groups: dict[str, _Group] = {}
+        self._seats = Seats(bank, max_rows, max_tokens)
+        self._seated: dict[Writing, Seat] = {}
         self._ends = frozenset(end_tokens(bank.backbone))
         takes = inspect.signature(bank.backbone.model.forward).parameters
         self._positions = "position_ids" in takes
@@ -93,7 +99,10 @@ class Decoder:
     @property
     def running(self) -> int:
         """Rows that are being written."""
-        return sum(len(group.rows) for group in self._groups.values())
+        return len(self._all())
+
+    def _all(self) -> list[Writing]:
+        return [*self._seated, *(row for group in self._groups.values() for row in group.rows)]
 
     def add(self, writing: Writing) -> None:
         """Joins at the next step that has room. ConfigError where it could never end within the backbone's positions."""
@@ -111,23 +120,47 @@ class Decoder:
         """It leaves, whether it waits or runs."""
         if writing in self.waiting:
             self.waiting.remove(writing)
+        self._leave([writing])
         for word, group in list(self._groups.items()):
             if writing in group.rows:
                 self._keep(word, [row for row in group.rows if row is not writing])
 
     def uses(self, name: str) -> bool:
         """Whether any text is written by this task."""
-        rows = [row for group in self._groups.values() for row in group.rows]
-        return any(row.task == name for row in (*self.waiting, *rows))
+        return any(row.task == name for row in (*self.waiting, *self._all()))
 
     @torch.inference_mode()
     def step(self) -> list[Emitted]:
         """One token for every running row, and the first one for those that join."""
         emitted = []
+        if self._seated:
+            emitted += self._guarded(list(self._seated), self._step_seated)
         for word in list(self._groups):
             emitted += self._guarded(self._groups[word].rows, lambda word=word: self._step(word))
         for word, joining in self._admitted().items():
-            emitted += self._guarded(joining, lambda word=word, joining=joining: self._join(word, joining))
+            for batch in _packs(joining) if word == _SEATED else [joining]:
+                emitted += self._guarded(batch, lambda word=word, batch=batch: self._join(word, batch))
+        return emitted
+
+    def _word(self, writing: Writing) -> str:
+        """Rows with the same word share passes."""
+        return _SEATED if self._seats.takes(writing.task) else self.bank.pass_of(writing.task)
+
+    def _leave(self, rows: Sequence[Writing]) -> None:
+        for row in rows:
+            if (seat := self._seated.pop(row, None)) is not None:
+                self._seats.seats.remove(seat)
+
+    def _step_seated(self) -> list[Emitted]:
+        return self._read(list(self._seated), [[seat.last] for seat in self._seated.values()])
+
+    def _read(self, rows: list[Writing], tokens: list[list[int]]) -> list[Emitted]:
+        """The next token of seated rows, which read these first."""
+        seats = [self._seated[row] for row in rows]
+        chosen, emitted = self._chosen(rows, self._seats.read(seats, tokens))
+        for seat, token in zip(seats, chosen, strict=True):
+            seat.last = 0 if token is None else token
+        self._leave([row for row, token in zip(rows, chosen, strict=True) if token is None])
         return emitted
 
     def _guarded(self, rows: list[Writing], call: Any) -> list[Emitted]:
@@ -135,6 +168,7 @@ class Decoder:
             return call()
         except Exception as error:  # noqa: BLE001 - whatever it was, other groups go on
             rows = list(rows)
+            self._leave(rows)
             for word, group in list(self._groups.items()):
                 if any(row in group.rows for row in rows):
                     rows = list(dict.fromkeys([*rows, *group.rows]))  # their cache may be half written
@@ -154,12 +188,12 @@ class Decoder:
     def _admitted(self) -> dict[str, list[Writing]]:
         """The first of the waiting rows that have room, by the pass that they share."""
         found: dict[str, list[Writing]] = {}
-        running = [row for group in self._groups.values() for row in group.rows]
+        running = self._all()
         longest = max(map(self._columns, running), default=0)
         while self.waiting and len(running) < self.max_rows:
             writing = self.waiting[0]
             longest = max(longest, self._columns(writing))
-            word = self.bank.pass_of(writing.task)
+            word = self._word(writing)
             beside = [row.task for row in self._rows(word) + found.get(word, [])]
             if running and (
                 longest * (len(running) + 1) > self.max_tokens or not self.bank.fits([*beside, writing.task])
@@ -170,16 +204,23 @@ class Decoder:
         return found
 
     def _rows(self, word: str) -> list[Writing]:
+        if word == _SEATED:
+            return list(self._seated)
         group = self._groups.get(word)
         return [] if group is None else group.rows
 
     def _join(self, word: str, joining: list[Writing]) -> list[Emitted]:
         """Reads the new rows' prompts in batches of their own, and puts them beside the group's."""
+        if word == _SEATED:
+            self._seats.room(len(joining), max(self._columns(row) for row in (*self._seated, *joining)))
+            self._seated |= {row: self._seats.sit(row.task) for row in joining}
+            return self._read(joining, [row.prompt for row in joining])
         emitted: list[Emitted] = []
         parts = [] if (old := self._groups.get(word)) is None else [(old, list(range(len(old.rows))))]
         for batch in _batches(joining):
             group, scores = self._prefilled(batch)
-            tokens, seen = self._chosen(group, scores)
+            tokens, seen = self._chosen(group.rows, scores)
+            group.last = [0 if token is None else token for token in tokens]
             emitted += seen
             if left := [row for row, token in enumerate(tokens) if token is not None]:
                 parts.append((group, left))
@@ -220,17 +261,18 @@ class Decoder:
         group.mask = torch.nn.functional.pad(group.mask, (0, 1), value=1)
         ids = torch.tensor(group.last, device=group.mask.device)[:, None]
         scores = self._called(group, {"input_ids": ids, "attention_mask": group.mask})
-        tokens, emitted = self._chosen(group, scores)
+        tokens, emitted = self._chosen(group.rows, scores)
+        group.last = [0 if token is None else token for token in tokens]
         kept = [row for row, token in zip(group.rows, tokens, strict=True) if token is not None]
         if len(kept) < len(group.rows):
             self._keep(word, kept)
         return emitted
 
-    def _chosen(self, group: _Group, scores: Tensor) -> tuple[list[int | None], list[Emitted]]:
-        """The next token of each row, None where it has ended, and what its caller sees of it. Sets `last`."""
+    def _chosen(self, rows: Sequence[Writing], scores: Tensor) -> tuple[list[int | None], list[Emitted]]:
+        """The next token of each row, None where it has ended, and what its caller sees of it."""
         tokens: list[int | None] = []
         emitted: list[Emitted] = []
-        for row, token in zip(group.rows, choose(scores, [row.chooser for row in group.rows]), strict=True):
+        for row, token in zip(rows, choose(scores, [row.chooser for row in rows]), strict=True):
             finish, text = None, ""
             if token in self._ends:
                 finish, text = "stop", row.text.finish()
@@ -244,7 +286,6 @@ class Decoder:
                     finish = "stop" if row.text.stopped else finish
             tokens.append(None if finish else token)
             emitted.append(Emitted(row, text, finish))
-        group.last = [0 if token is None else token for token in tokens]
         return tokens, emitted
 
     def _keep(self, word: str, kept: list[Writing]) -> None:
@@ -272,6 +313,20 @@ class Decoder:
         rows = [rows[index] for index in order]
         route = self.bank.route([row.task for row in rows], entered=True)
         return _Group(rows, cache, mask, [last[index] for index in order], route)
+
+
+def _packs(joining: Sequence[Writing]) -> list[list[Writing]]:
+    """Rows whose prompts are read together, without padding."""
+    packs: list[list[Writing]] = []
+    total = 0
+    for writing in joining:
+        total += len(writing.prompt)
+        if packs and total <= PREFILL:
+            packs[-1].append(writing)
+        else:
+            packs.append([writing])
+            total = len(writing.prompt)
+    return packs
 
 
 def _batches(joining: Sequence[Writing]) -> list[list[Writing]]:

@@ -40,9 +40,11 @@ def _put(base, first, rows, stride, count, width, values, WIDTH: tl.constexpr, T
 
 
 @triton.jit
-def _seen(q_at, k_at, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr):
-    """(TILE, TILE): which keys each query sees; places are counted from the segment's end, where keys and queries meet."""
-    behind_q = queries - 1 - (q_at + tl.arange(0, TILE))[:, None]
+def _seen(
+    q_at, k_at, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, Q_TILE: tl.constexpr, TILE: tl.constexpr
+):
+    """(Q_TILE, TILE): which keys each query sees; places are counted from the segment's end, where keys and queries meet."""
+    behind_q = queries - 1 - (q_at + tl.arange(0, Q_TILE))[:, None]
     behind_k = keys - 1 - (k_at + tl.arange(0, TILE))[None, :]
     seen = (behind_k >= 0) & (behind_q >= 0)
     if CAUSAL:
@@ -66,13 +68,14 @@ def _fold(scores, v, top, total, mixed, PRECISION: tl.constexpr):
 def segments_forward(
     q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, starts_q, starts_k,
     q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head,
-    scale, heads, groups, width, anchor_ptr, offsets_ptr, forms_ptr, table_ptr,
-    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, PREFIX: tl.constexpr, TILE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    scale, heads, groups, width, counts_ptr, anchor_ptr, offsets_ptr, forms_ptr, table_ptr,
+    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, APART: tl.constexpr, PREFIX: tl.constexpr,
+    Q_TILE: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     segment, head = tl.program_id(0), tl.program_id(1)
     q_first, k_first = tl.load(starts_q + segment), tl.load(starts_k + segment)
-    queries, keys = tl.load(starts_q + segment + 1) - q_first, tl.load(starts_k + segment + 1) - k_first
+    queries = tl.load(starts_q + segment + 1) - q_first
+    keys = tl.load(counts_ptr + segment) if APART else tl.load(starts_k + segment + 1) - k_first
     q_ptr += head * q_head
     k_ptr += head // groups * k_head
     v_ptr += head // groups * v_head
@@ -82,11 +85,11 @@ def segments_forward(
         own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + segment), 8) + head // groups * before * width
         own_k_ptr = own_ptr + tl.multiple_of(tl.load(table_ptr + form * 3, mask=form >= 0, other=0), 8)
         own_v_ptr = own_ptr + tl.multiple_of(tl.load(table_ptr + form * 3 + 1, mask=form >= 0, other=0), 8)
-    for q_at in range(0, queries, TILE):
-        q = _tile(q_ptr, q_first, q_at, q_row, queries, width, WIDTH, TILE)
-        top = tl.full([TILE], -1e30, tl.float32)
-        total = tl.zeros([TILE], tl.float32)
-        mixed = tl.zeros([TILE, WIDTH], tl.float32)
+    for q_at in range(0, queries, Q_TILE):
+        q = _tile(q_ptr, q_first, q_at, q_row, queries, width, WIDTH, Q_TILE)
+        top = tl.full([Q_TILE], -1e30, tl.float32)
+        total = tl.zeros([Q_TILE], tl.float32)
+        mixed = tl.zeros([Q_TILE, WIDTH], tl.float32)
         if PREFIX:  # seen by all queries
             for k_at in range(0, before, TILE):
                 k = _tile(own_k_ptr, 0, k_at, width, before, width, WIDTH, TILE)
@@ -98,10 +101,10 @@ def segments_forward(
             k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
             v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            scores = tl.where(_seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, TILE), scores, -1e30)
+            scores = tl.where(_seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, Q_TILE, TILE), scores, -1e30)
             top, total, mixed = _fold(scores, v, top, total, mixed, PRECISION)
-        _put(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, mixed / total[:, None], WIDTH, TILE)
-        index = q_at + tl.arange(0, TILE)
+        _put(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, mixed / total[:, None], WIDTH, Q_TILE)
+        index = q_at + tl.arange(0, Q_TILE)
         tl.store(lse_ptr + (q_first + index).to(tl.int64) * heads + head, top + tl.log2(total), mask=index < queries)
 
 
@@ -114,7 +117,7 @@ def _shares(
     index = q_at + tl.arange(0, TILE)
     lse = tl.load(lse_ptr + (q_first + index).to(tl.int64) * heads + head, mask=index < queries, other=0.0)
     scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    seen = _seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, TILE)
+    seen = _seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, TILE, TILE)
     return tl.where(seen, tl.exp2(tl.where(seen, scores - lse[:, None], 0.0)), 0.0)
 
 
@@ -198,19 +201,23 @@ def launch(
     scale: float,
     window: int,
     before: "Before | None" = None,
+    counts: Tensor | None = None,
+    longest: int = _TILE,
 ) -> tuple[Tensor, Tensor]:
-    """As `short_segments`; before: what else each segment's queries see."""
+    """As `short_segments`; before: what else each segment's queries see; counts: of its keys, which lie apart; longest: bound on a
+    segment's queries."""
     q, k, v = _rows_first(query, key, value)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     heads, groups = q.shape[1], q.shape[1] // k.shape[1]
-    own = (q, starts_q, starts_q, starts_q)
+    own = (starts_q if counts is None else counts, q, starts_q, starts_q, starts_q)
     if before is not None:
-        own = (before.rows.anchor, before.rows.offsets, before.rows.forms, before.table)
+        own = (own[0], before.rows.anchor, before.rows.offsets, before.rows.forms, before.table)
     segments_forward[(len(starts_q) - 1, heads)](
         q, k, v, out, lse, starts_q, starts_k,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
-        scale * _LOG2E, heads, groups, q.shape[2], *own, PREFIX=before is not None, **_constants(q, causal, window),
+        scale * _LOG2E, heads, groups, q.shape[2], *own, APART=counts is not None, PREFIX=before is not None,
+        Q_TILE=16 if longest <= 16 else _TILE, **_constants(q, causal, window),
     )  # fmt: skip
     return out, lse
 

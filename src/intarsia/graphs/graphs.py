@@ -1,0 +1,201 @@
+"""The passes of one bank's mixed rows, where its backbone allows them.
+
+B rows, T columns of the caller's batch, D width of the states, V words.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.addressed import readable
+from intarsia.backbone import Backbone
+from intarsia.backbone.packed import Slots
+from intarsia.errors import UnsupportedError
+from intarsia.graphs.layout import Packed, pack, pack_rows
+from intarsia.graphs.one import Key, OnePass, Under, Written
+from intarsia.ops import ALIGN, NOBODY, fused, gathered, offsets_from
+from intarsia.routing import Resident
+from intarsia.sites import Role
+from intarsia.storage import Form, Stored
+
+LONGEST = 256
+"""Tokens of a row beyond which kernels for long sequences are the better ones, and launches matter less."""
+_KEPT = 64
+"""Graphs; the least recently used go."""
+_LEAST = 16
+"""Columns and rows of the smallest pass."""
+
+
+class Graphs:
+    """One for each size and set of forms, made when it is first wanted. Without a GPU the passes are run as they are."""
+
+    def __init__(self, backbone: Backbone, under: Under) -> None:
+        self.backbone, self._under = backbone, under
+        self._passes: OrderedDict[Key, OnePass] = OrderedDict()
+        self._refused: set[Key] = set()
+        """What the model does that packed rows do not know (ModernBERT's window, for long rows), found out by running it."""
+        self._first_position = backbone.first_position
+        with torch.inference_mode(False):
+            self._anchor = torch.zeros(ALIGN, dtype=backbone.dtype, device=backbone.device)
+        self._on_gpu = backbone.device.type == "cuda"
+        self.able = (
+            any(site.role is Role.KV for site in backbone.sites)
+            and backbone.kind != "encoder-decoder"
+            and backbone.family.gives_input_embeddings
+            and backbone.counts_positions
+            and (fused(self._anchor) or not self._on_gpu)
+        )
+        """Whether there are any for this backbone."""
+        self._outs: dict[str, Tensor] = {}
+        self._stream = torch.cuda.Stream() if self._on_gpu else None
+        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
+
+    def features(self, batch: Mapping[str, Tensor], rows: Sequence[Resident | None]) -> Tensor | None:
+        """As Backbone.features, (B, T, D), with each row's task; None where it has to be done otherwise."""
+        if not self.able or torch.is_grad_enabled() or not readable(rows):
+            return None
+        if not {"input_ids"} <= batch.keys() <= {"input_ids", "attention_mask", "token_type_ids"}:
+            return None
+        ids, mask, types = _on_cpu(batch)
+        decoder = self.backbone.kind == "decoder"
+        made, back = pack_rows(ids, mask, types, *_prompts(rows), after=decoder)
+        if made.lengths.max() > LONGEST or not made.lengths.min():
+            return None
+        with torch.inference_mode(False), torch.no_grad():
+            states = self._run(made, rows, None)
+            return None if states is None else states.index_select(0, self._sent(back)).view(*mask.shape, -1)
+
+    def scores(
+        self, tokens: Sequence[Sequence[int]], rows: Sequence[Resident | None], slots: Slots, written: Written
+    ) -> Tensor | None:
+        """The scores (B, V), fp32, of the word after each row's tokens, which join those that its slot has; None where it has to be
+        done otherwise. A row's prompt goes in with its first tokens. The tensor is good until the next call."""
+        virtual, places = _prompts(rows)
+        fresh = np.asarray(written.lengths) == 0
+        places = [place if new else "" for place, new in zip(places, fresh, strict=True)]
+        lengths = np.array([len(own) for own in tokens])
+        made = pack(np.concatenate(tokens), None, lengths, virtual * fresh, places, after=True)
+        with torch.inference_mode(False), torch.no_grad():
+            found = self._run(made, rows, (slots, written))
+            return None if found is None else found[: len(rows)]
+
+    def _run(
+        self, made: Packed, rows: Sequence[Resident | None], writing: tuple[Slots, Written] | None
+    ) -> Tensor | None:
+        """What the pass puts out; None where the model does what packed rows do not know."""
+        slots, written = writing or (None, None)
+        forms = [row.form if isinstance(row, Stored) else None for row in rows]
+        longest = int(made.lengths.max())
+        key = Key(
+            _rounded(len(made.ids)),
+            max(_LEAST, 1 << (len(rows) - 1).bit_length()),
+            _LEAST if longest <= _LEAST else 64 * -(-longest // 64),
+            made.types is not None,
+            bool((made.ids < 0).any()),
+            tuple(sorted({form for form in forms if form is not None}, key=id)),
+            slots,
+        )
+        if key in self._refused:
+            return None
+        one = self._passes.get(key) or OnePass(self.backbone, key, self._anchor, self._room(key))
+        number = {form: index for index, form in enumerate(key.forms)} | {None: NOBODY}
+        flats = [row.flat if isinstance(row, Stored) else None for row in rows]
+        moved = np.array([self._first_position + (0 if form is None else form.offset) for form in forms])
+        moved = moved + (0 if written is None else np.asarray(written.lengths))
+        one.fill(made, offsets_from(self._anchor, flats), [number[form] for form in forms], moved, written)
+        if key.entered:
+            self._enter(one, made, flats, forms)
+        try:
+            self._send(one, flats)
+        except UnsupportedError:
+            self._refused.add(key)
+            return None
+        return one.out
+
+    def _send(self, one: OnePass, flats: Sequence[Tensor | None]) -> None:
+        if not self._on_gpu:
+            one.run(self._under, one.route(flats))
+            return
+        if one.replay is None:
+            assert self._stream is not None
+            one.capture(self._under, self._stream, self._pool)
+        self._passes[one.key] = one
+        self._passes.move_to_end(one.key)
+        if len(self._passes) > _KEPT:
+            self._passes.popitem(last=False)
+        assert one.replay is not None
+        one.replay()
+
+    def forget(self, slots: Slots) -> None:
+        """The graphs that write to these go, and their memory with them."""
+        for key in [key for key in self._passes if key.slots is slots]:
+            del self._passes[key]
+
+    def _enter(self, one: OnePass, made: Packed, flats: Sequence[Tensor | None], forms: Sequence[Form | None]) -> None:
+        """Embeddings of the tokens, and the prompts' vectors in their columns."""
+        embedded = self.backbone.base.get_input_embeddings()(one.here["ids"])  # type: ignore[operator]
+        virtual = np.flatnonzero(made.ids < 0)
+        owner = made.owner[virtual]
+        for form in {form for form in forms if form is not None and form.prompt is not None}:
+            own = [row for row in np.unique(owner) if forms[row] is form]
+            mine = np.isin(owner, own)
+            if not mine.any():
+                continue
+            vectors = _vectors(form, [flat for row in own if (flat := flats[row]) is not None])
+            source = np.searchsorted(own, owner[mine]) * vectors.shape[1] + (-1 - made.ids[virtual[mine]])
+            picked = vectors.flatten(0, 1).index_select(0, self._sent(source)).to(embedded.dtype)
+            embedded[0].index_copy_(0, self._sent(virtual[mine]), picked)
+        if one.embedded is None:
+            one.embedded = embedded.clone()
+        else:
+            one.embedded.copy_(embedded)
+
+    def _sent(self, index: np.ndarray) -> Tensor:
+        sent = torch.from_numpy(np.ascontiguousarray(index))
+        return (sent.pin_memory() if self._on_gpu else sent).to(self.backbone.device, non_blocking=True)
+
+    def _room(self, key: Key) -> Tensor:
+        """One for all graphs of a sort; those that have an older, smaller one keep it."""
+        if key.slots is None:
+            sort, rows, width, dtype = "states", key.columns, self.backbone.hidden, self.backbone.dtype
+        else:
+            words = len(self.backbone.language_head.weight)  # type: ignore[arg-type]
+            sort, rows, width, dtype = "scores", key.rows, words, torch.float32
+        if sort not in self._outs or len(self._outs[sort]) < rows:
+            self._outs[sort] = torch.zeros(rows, width, dtype=dtype, device=self.backbone.device)
+        return self._outs[sort]
+
+
+def _prompts(rows: Sequence[Resident | None]) -> tuple[np.ndarray, list[str]]:
+    """Virtual tokens of each row, and where they stand."""
+    prompts = [row.form.prompt if isinstance(row, Stored) else None for row in rows]
+    lengths = [0 if prompt is None else prompt.length for prompt in prompts]
+    return np.array(lengths), ["" if prompt is None else prompt.place for prompt in prompts]
+
+
+def _vectors(form: Form, flats: Sequence[Tensor]) -> Tensor:
+    """(n, P, E): the prompts of n tasks."""
+    key = next(key for key, shell in form.shells.items() if shell is form.prompt)
+    delta = form.delta(key, form.pieces(gathered(flats)), [], lambda matrices: matrices[0])
+    assert delta is not None
+    return delta()
+
+
+def _on_cpu(batch: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Tokens, mask and types, (B, T)."""
+    ids = batch["input_ids"].cpu().numpy()
+    mask = batch["attention_mask"].cpu().numpy() if "attention_mask" in batch else np.ones_like(ids)
+    return ids, mask != 0, batch["token_type_ids"].cpu().numpy() if "token_type_ids" in batch else None
+
+
+def _rounded(columns: int) -> int:
+    """At most an eighth more, or what makes no difference."""
+    if columns <= 2048:
+        return next(size for size in (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048) if columns <= size)
+    step = 1 << ((columns - 1).bit_length() - 4)
+    return -(-columns // step) * step
