@@ -113,7 +113,8 @@ class PackedStepper:
                     self._gradients()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # The same stream: cuBLAS has a workspace of 32 MiB for each.
+            with torch.cuda.graph(graph, stream=stream):
                 self._pass()
         self._replay = graph.replay
 
