@@ -36,14 +36,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 def bank_of(family, kinds=KINDS, **more):
     backbone = wrap(family)
-    backbone.model.to(DEVICE)
     backbone._tokenizer = Letters()
-    bank = TaskBank(backbone, **more)
-    for number, (name, method) in enumerate(kinds.items()):
-        if name == "counted prefix" and not backbone.shifts_positions:
-            continue
-        bank.add(stir(Task.new(name, backbone, method).eval(), 0.4, number).fold().requires_grad_(False))
-    return bank
+    tasks = [
+        stir(Task.new(name, backbone, method).eval(), 0.4, number).fold().requires_grad_(False)
+        for number, (name, method) in enumerate(kinds.items())
+        if name != "counted prefix" or backbone.shifts_positions
+    ]
+    backbone.model.to(DEVICE)
+    return TaskBank(backbone, tasks, **more)
 
 
 def alone(bank, writing):

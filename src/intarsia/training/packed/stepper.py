@@ -113,8 +113,7 @@ class PackedStepper:
                     self._gradients()
             torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            # The same stream: cuBLAS has a workspace of 32 MiB for each.
-            with torch.cuda.graph(graph, stream=stream):
+            with torch.cuda.graph(graph):
                 self._pass()
         self._replay = graph.replay
 
