@@ -65,7 +65,7 @@ def stir(task: Task, std: float = 0.1, seed: int = 1) -> Task:
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in task.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=g).to(parameter.dtype) * std)
+            parameter.add_(torch.randn(parameter.shape, generator=g).to(parameter) * std)
     return task
 
 

@@ -43,7 +43,9 @@ def bank_of(family, kinds=KINDS, **more):
         if name != "counted prefix" or backbone.shifts_positions
     ]
     backbone.model.to(DEVICE)
-    return TaskBank(backbone, tasks, **more)
+    bank = TaskBank(backbone, tasks, **more)
+    bank.graphs = None  # who wants them says so
+    return bank
 
 
 def alone(bank, writing):
