@@ -49,8 +49,9 @@ which libraries are imported and kernels compiled; nor do the peers' first runs 
 times as long. `measured`: runs that were timed whole;
 `seconds` of all are reckoned from them (the mean of each method; of all methods where one was not reached). `ratio`: the peers'
 seconds over ours. `test`: mean accuracy of those runs that both sides have done; `best`: of ours, the one that is best on
-validation. The peers ran beside other work on another GPU of the host. (A quieter host with an H100 gave 150 s for all of theirs,
-from 21 runs, the first ones among them.) peft has no bottleneck adapters: the pack with adapters trains 8 runs more than the peers' 24 that it is compared with.
+validation. The peers ran beside other work on another GPU of the host. (A quieter host with an H100 gave 150 s for all of
+theirs, from 21 runs, the first ones among them.) peft has no bottleneck adapters:
+the pack with adapters trains 8 runs more than the peers' 24 that it is compared with.
 
 Seconds of the pack, by what they went into (validation waits for the steps that were sent off before it): {phases}.
 """
