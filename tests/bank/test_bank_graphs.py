@@ -6,16 +6,21 @@ import random
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 
 import tiny
 from bank.test_bank_stored import bank_of, make, ragged, seen
 from intarsia.addressed import AddressedRoute
+from intarsia.backbone import Backbone
+from intarsia.backbone.packed import Segments, packed
 from intarsia.bank import TaskBank
+from intarsia.errors import UnsupportedError
 from intarsia.graphs import Graphs, pack_rows
 from intarsia.heads import Decoding, Head
 from intarsia.methods import PromptTuning
 from intarsia.task import Task
 from methods.every import PROMPTED, row, stir, usable, wrap
+from serving.test_serving_decoder_families import UNROUTED
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPE, TOL = (torch.float64, 2e-6) if DEVICE == "cpu" else (torch.float32, 5e-4)
@@ -226,3 +231,24 @@ def test_kernels_find_the_tensors_of_each_row(family, kernels):
         bank = make_bank(there(family, torch.float32), tasks)
         with torch.no_grad():
             same(bank(batch, tasks=rows), want, batch, rows, max(2e-5, TOL))
+
+
+def unrouted():
+    small = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+    }
+    encoders = [tf.AutoModel.from_config(kind(**small)) for kind in (tf.DebertaV2Config, tf.MPNetConfig)]
+    return [*encoders, *(tf.AutoModelForCausalLM.from_config(config) for config in UNROUTED.values())]
+
+
+@pytest.mark.parametrize("model", unrouted(), ids=lambda model: type(model).__name__)
+def test_rows_are_never_packed_where_attention_would_not_keep_them_apart(model):
+    backbone = Backbone.wrap(model.eval())
+    assert not Graphs(backbone, TaskBank(backbone).under).able
+    starts = torch.tensor([0, 3, 6], dtype=torch.int32)
+    with pytest.raises(UnsupportedError, match="attention interface"), packed(backbone, Segments(starts, 3, starts, 3)):
+        pass

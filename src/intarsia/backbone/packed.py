@@ -217,6 +217,8 @@ def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
         module.__dict__[_SEGMENTS] = segments
     backbone.attention.switch(NAME)
     try:
+        if backbone.model.config._attn_implementation != NAME:  # its rows would see each other
+            raise UnsupportedError(f"{backbone.name!r} does not call transformers' attention interface")
         with _in_one_pass(backbone):
             yield
     finally:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -43,17 +44,23 @@ class Graphs:
         with torch.inference_mode(False):
             self._anchor = torch.zeros(ALIGN, dtype=backbone.dtype, device=backbone.device)
         self._on_gpu = backbone.device.type == "cuda"
-        self.able = (
-            any(site.role is Role.KV for site in backbone.sites)
-            and backbone.kind != "encoder-decoder"
-            and backbone.family.gives_input_embeddings
-            and backbone.counts_positions
-            and (fused(self._anchor) or not self._on_gpu)
-        )
-        """Whether there are any for this backbone."""
         self._outs: dict[str, Tensor] = {}
         self._stream = torch.cuda.Stream() if self._on_gpu else None
         self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
+
+    @cached_property
+    def able(self) -> bool:
+        """Whether there are any for this backbone. Its attention is tried: rows that it did not keep apart would see each other."""
+        backbone = self.backbone
+        sites = [site for site in backbone.sites if site.role is Role.KV]
+        if not sites or backbone.kind == "encoder-decoder" or not backbone.family.gives_input_embeddings:
+            return False
+        if not backbone.counts_positions or (self._on_gpu and not fused(self._anchor)):
+            return False
+        try:
+            return all(backbone.pretrained.heads(site) for site in sites)
+        except UnsupportedError:
+            return False
 
     def features(self, batch: Mapping[str, Tensor], rows: Sequence[Resident | None]) -> Tensor | None:
         """As Backbone.features, (B, T, D), with each row's task; None where it has to be done otherwise."""

@@ -10,58 +10,27 @@ from __future__ import annotations
 import inspect
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from intarsia.backbone import Backbone
 from intarsia.backbone.entrance import positions_of
 from intarsia.backbone.language import end_tokens
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError
 from intarsia.routing import Route
 from intarsia.serving.cache import merged, merged_masks, new_cache
-from intarsia.serving.sampling import Chooser, Sampling, choose
+from intarsia.serving.sampling import Chooser
 from intarsia.serving.slots import Seat, Seats
 from intarsia.serving.text import TextStream
-from intarsia.sites import Role
+from intarsia.serving.writing import Emitted, Writing, keeps_rows, next_tokens
 
 PREFILL = 4096
 """Tokens of prompts, padding counted, that are read in one forward pass; a longer prompt is alone."""
 _SEATED = "seated"
 """The word of rows that have slots."""
-
-
-@dataclass(slots=True, eq=False)
-class Writing:
-    """One text that is asked for."""
-
-    prompt: list[int]
-    """Its tokens; below 0: slots of a template."""
-    task: str | None
-    """By the bank's name; None: the plain backbone."""
-    sampling: Sampling
-    owner: Any = None
-    """The caller's own."""
-    new: list[int] = field(default_factory=list)
-    """The tokens so far, without the one that ends it."""
-    text: TextStream = field(init=False)
-    chooser: Chooser = field(init=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Emitted:
-    """What a step brought a text."""
-
-    writing: Writing
-    text: str
-    """What can be shown now; may be empty."""
-    finish: str | None
-    """`stop` or `length` with the last one."""
-    error: Exception | None = None
-    """The model failed on it, or on a row beside it; it is gone, and groups of other rows go on."""
 
 
 @dataclass(slots=True)
@@ -93,7 +62,7 @@ class Decoder:
         self._ends = frozenset(end_tokens(bank.backbone))
         takes = inspect.signature(bank.backbone.model.forward).parameters
         self._positions = "position_ids" in takes
-        bank.mixes = bank.mixes and _keeps_rows(bank.backbone)
+        bank.mixes = bank.mixes and keeps_rows(bank.backbone)
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
 
     @property
@@ -157,10 +126,10 @@ class Decoder:
     def _read(self, rows: list[Writing], tokens: list[list[int]]) -> list[Emitted]:
         """The next token of seated rows, which read these first."""
         seats = [self._seated[row] for row in rows]
-        chosen, emitted = self._chosen(rows, self._seats.read(seats, tokens))
-        for seat, token in zip(seats, chosen, strict=True):
+        found, emitted = next_tokens(rows, self._seats.read(seats, tokens), self._ends)
+        for seat, token in zip(seats, found, strict=True):
             seat.last = 0 if token is None else token
-        self._leave([row for row, token in zip(rows, chosen, strict=True) if token is None])
+        self._leave([row for row, token in zip(rows, found, strict=True) if token is None])
         return emitted
 
     def _guarded(self, rows: list[Writing], call: Any) -> list[Emitted]:
@@ -219,7 +188,7 @@ class Decoder:
         parts = [] if (old := self._groups.get(word)) is None else [(old, list(range(len(old.rows))))]
         for batch in _batches(joining):
             group, scores = self._prefilled(batch)
-            tokens, seen = self._chosen(group.rows, scores)
+            tokens, seen = next_tokens(group.rows, scores, self._ends)
             group.last = [0 if token is None else token for token in tokens]
             emitted += seen
             if left := [row for row, token in enumerate(tokens) if token is not None]:
@@ -261,32 +230,12 @@ class Decoder:
         group.mask = torch.nn.functional.pad(group.mask, (0, 1), value=1)
         ids = torch.tensor(group.last, device=group.mask.device)[:, None]
         scores = self._called(group, {"input_ids": ids, "attention_mask": group.mask})
-        tokens, emitted = self._chosen(group.rows, scores)
+        tokens, emitted = next_tokens(group.rows, scores, self._ends)
         group.last = [0 if token is None else token for token in tokens]
         kept = [row for row, token in zip(group.rows, tokens, strict=True) if token is not None]
         if len(kept) < len(group.rows):
             self._keep(word, kept)
         return emitted
-
-    def _chosen(self, rows: Sequence[Writing], scores: Tensor) -> tuple[list[int | None], list[Emitted]]:
-        """The next token of each row, None where it has ended, and what its caller sees of it."""
-        tokens: list[int | None] = []
-        emitted: list[Emitted] = []
-        for row, token in zip(rows, choose(scores, [row.chooser for row in rows]), strict=True):
-            finish, text = None, ""
-            if token in self._ends:
-                finish, text = "stop", row.text.finish()
-            else:
-                row.new.append(token)
-                text = row.text.push(token)
-                if row.text.stopped:
-                    finish = "stop"
-                elif len(row.new) == row.sampling.max_tokens:
-                    finish, text = "length", text + row.text.finish()
-                    finish = "stop" if row.text.stopped else finish
-            tokens.append(None if finish else token)
-            emitted.append(Emitted(row, text, finish))
-        return tokens, emitted
 
     def _keep(self, word: str, kept: list[Writing]) -> None:
         """Takes the other rows out of a group, which stays as it is where that fails."""
@@ -338,21 +287,3 @@ def _batches(joining: Sequence[Writing]) -> list[list[Writing]]:
         else:
             batches.append([writing])
     return batches
-
-
-@torch.no_grad()
-def _keeps_rows(backbone: Backbone) -> bool:
-    """Whether every site's output has one entry a row. To be known before a cache is half written."""
-    seen: set[int] = set()
-    handles = [
-        backbone.base.get_submodule(site.module).register_forward_hook(lambda _m, _a, y: seen.add(y.shape[0]))
-        for site in backbone.sites
-        if site.role not in (Role.EMBED, Role.EMBED_OUT, Role.KV, Role.WEIGHT)
-    ]
-    ids = torch.zeros(2, 3, dtype=torch.long)
-    try:
-        backbone.features({"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen == {2}
