@@ -53,10 +53,10 @@ TRAFFIC = ("identical", "uniform", "zipf", "distinct")
 NOTES = {
     "cuda": "Passes are CUDA graphs over packed rows. Goals, 0.95 for encoders and 0.90 for decoding, with 1,024 tasks and "
     "uniform traffic: adapters 0.94 and 0.94, LoRA 0.95 and 0.97, three methods 0.92 and 0.87 (0.61 and 0.62 before graphs). On "
-    "an H100, the code a commit older, the same jobs gave 0.94 and 0.94, 0.96 and 0.97, 0.94 and 0.88. By profile there "
-    "(adapters, LoRA, prefixes; 256 rows) the device needs 9.5 ms instead of one task's 9.3, and the host about a millisecond "
-    "for each batch before it; with 32 rows the host's part is larger (0.81). One task's speed rose by the graphs too: decoding "
-    "from 7 to 25 thousand tokens/s, 32 rows from 184 to 800. peft's rows are older (d5a1415, an H100).",
+    "an H100, the code a few commits older, the same jobs gave 0.94 and 0.94, 0.96 and 0.96, 0.94 and 0.89 "
+    "(bank_cuda.h100.jsonl). What is left is mostly the host's work before each batch, which shows most with 32 rows (three "
+    "methods 0.81). One task's speed rose by the graphs too: decoding from 7 to 25 thousand tokens/s, 32 rows from 184 to 800. "
+    "peft's rows are older (d5a1415, an H100).",
 }
 """What a reader of the present file should know; goes with its next whole run."""
 SAME = ("shape", "system", "job", "methods", "method", "rows", "traffic", "resident tasks")
