@@ -176,6 +176,21 @@ def test_gradients_long_rows_and_tasks_in_training_take_the_plain_path():
     assert not any(bank.graphs.seen)
 
 
+def test_a_model_that_waits_for_the_device_takes_the_plain_path():
+    """As the routing of experts does: such a pass is no graph."""
+    tasks = tasks_of(wrap("bert"), ("serial", "lora", "prefix flat"))
+    rows = mixed(tasks, "bert")
+    batch = ragged("bert", len(rows))
+    want = alone("bert", tasks, batch, rows)
+    backbone = there("bert")
+    backbone.base.encoder.layer[0].register_forward_hook(lambda _m, _a, y: y * (1 + 0 * y.sum().item()))
+    bank = graphed(backbone, tasks)
+    with torch.no_grad():
+        for _ in range(2):
+            same(bank(batch, tasks=rows), want, batch, rows)
+    assert bank.graphs.seen == 2 * [DEVICE == "cpu"]  # where there is no capture to fail
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_rows_of_any_tasks_equal_the_tasks_alone(family):
     tasks = tasks_of(wrap(family))

@@ -1,0 +1,84 @@
+"""The Triton kernels under NVIDIA's compute-sanitizer, on a GPU.
+
+    python -m benchmarks.sanitize
+
+Runs the kernels' tests, forward and backward, with every tensor in an allocation of its own (torch's allocator would hide what is
+read a little beyond one): memcheck for what is read or written out of bounds or not aligned, initcheck for what is read before it
+was written, racecheck for shared memory. Writes results/sanitize.{json,md}; exit status 1 where anything was found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import time
+
+from benchmarks.results import write_results
+
+TOOLS = {"memcheck": [], "racecheck": ["--racecheck-report", "analysis"], "initcheck": []}
+SUITES = {
+    "kernels": ["tests/ops/test_ops_kernels.py", "tests/ops/test_ops_addressed.py"],
+    "a bank's rows": ["tests/bank/test_bank_graphs.py", "-k", "kernels_find"],
+}
+
+
+def run(tool: str, suite: str, limit: float) -> dict[str, object]:
+    """One tool over one suite."""
+    command = [
+        "compute-sanitizer",
+        "--tool",
+        tool,
+        *TOOLS[tool],
+        "--error-exitcode",
+        "99",
+        sys.executable,
+        "-m",
+        "pytest",
+    ]
+    command += ["-q", "-p", "no:cacheprovider", "-p", "no:benchmark", *SUITES[suite]]
+    start = time.perf_counter()
+    try:
+        made = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            env={**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "HF_HUB_OFFLINE": "1"},
+        )
+    except subprocess.TimeoutExpired:
+        return {"tool": tool, "suite": suite, "outcome": f"not done within {limit:.0f} s"}
+    said = made.stdout + made.stderr
+    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", said)
+    tests = re.findall(r"(\d+ (?:passed|failed|skipped).*?) in ", said)
+    if made.returncode:
+        print(said[-6000:], flush=True)
+    return {
+        "tool": tool,
+        "suite": suite,
+        "outcome": found[-1] if found else f"no summary, exit status {made.returncode}",
+        "tests": tests[-1] if tests else "not told",
+        "exit status": made.returncode,
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tools", nargs="+", default=list(TOOLS), choices=list(TOOLS))
+    parser.add_argument("--suites", nargs="+", default=list(SUITES), choices=list(SUITES))
+    parser.add_argument("--limit", type=float, default=300, help="seconds of each")
+    given = parser.parse_args()
+    rows = []
+    for tool in given.tools:
+        for suite in given.suites:
+            rows.append(run(tool, suite, given.limit))
+            print(rows[-1], flush=True)
+            write_results("sanitize", "The kernels under compute-sanitizer", rows, text=__doc__.split("\n\n")[2])
+    return int(any(row.get("exit status") for row in rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
