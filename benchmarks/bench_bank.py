@@ -230,10 +230,7 @@ def grown(kind: str, count: int, shape: str, device: str, dtype: torch.dtype) ->
     before, had = resident(device), bank.device_bytes
     fill(bank, (kind,), 8 + count, head)
     gc.collect()
-    heads = sum(
-        x.nbytes for task in list(bank.tasks.values())[8:] for x in (task.head_module.weight, task.head_module.bias)
-    )
-    tensors, more = bank.device_bytes - had + heads, resident(device) - before
+    tensors, more = bank.device_bytes - had, resident(device) - before
     return {
         "job": "memory",
         "method": kind,

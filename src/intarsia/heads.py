@@ -182,13 +182,31 @@ class HeadModule(Reader, nn.Module):
 class FrozenHead(Reader):
     """A head that only answers. It is no nn.Module, whose dictionaries count beside the tensors of a prompt."""
 
-    __slots__ = ("bias", "head", "weight")
+    __slots__ = ("flat", "head", "hidden")
     training = False
 
-    def __init__(self, head: Head, module: Reader, device: torch.device) -> None:
-        """A copy of the module's numbers, on the device."""
-        self.head = head
-        self.weight, self.bias = (x.detach().to(device, copy=True) for x in (module.weight, module.bias))
+    def __init__(self, head: Head, module: Reader) -> None:
+        """A copy of the module's numbers, where they are."""
+        self.head, self.hidden = head, module.weight.shape[-1]
+        weight, bias = (x.detach().flatten() for x in (module.weight, module.bias))
+        spare = weight.new_zeros(-(len(weight) + len(bias)) % ops.ALIGN)
+        self.flat = torch.cat([weight, bias, spare])
+        """All numbers, so that they come and go as one copy."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of its numbers."""
+        return self.flat.numel() * self.flat.element_size()
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """(1, C, D), a view."""
+        return _matrix(self, self.flat[None])
+
+    @property
+    def bias(self) -> Tensor:  # type: ignore[override]
+        """(1, C), a view."""
+        return _vector(self, self.flat[None])
 
     def __call__(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """See `forward`."""
@@ -198,8 +216,29 @@ class FrozenHead(Reader):
         """The module that it was, on the CPU; it takes no gradients."""
         with torch.device("meta"):  # draws no random numbers
             made = HeadModule(self.head, self.weight.shape[-1])
-        made.weight, made.bias = (nn.Parameter(x.cpu(), requires_grad=False) for x in (self.weight, self.bias))
+        made.weight, made.bias = (
+            nn.Parameter(x.to("cpu", copy=True), requires_grad=False) for x in (self.weight, self.bias)
+        )
         return made.eval()
+
+
+def _matrix(head: FrozenHead, flats: Tensor) -> Tensor:
+    """(N, C, D) of N flat tensors (N, size) like this head's."""
+    return flats[:, : head.head.outputs * head.hidden].unflatten(1, (head.head.outputs, head.hidden))
+
+
+def _vector(head: FrozenHead, flats: Tensor) -> Tensor:
+    """(N, C), likewise."""
+    return flats[:, head.head.outputs * head.hidden :][:, : head.head.outputs]
+
+
+def _together(modules: Sequence[Reader]) -> tuple[Tensor, Tensor]:
+    """W and c of heads of one shape: (N, C, D) and (N, C)."""
+    first, frozen = modules[0], [module for module in modules if isinstance(module, FrozenHead)]
+    if isinstance(first, FrozenHead) and len(frozen) == len(modules):
+        flats = ops.gathered([module.flat for module in frozen])
+        return _matrix(first, flats), _vector(first, flats)
+    return torch.cat([module.weight for module in modules]), torch.cat([module.bias for module in modules])
 
 
 def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[Reader | None]) -> list[Tensor]:
@@ -217,13 +256,15 @@ def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[Reader | Non
         modules = [module for row in rows if (module := heads[row]) is not None]
         own, seen = states, mask
         if len(rows) < len(heads):
-            index = torch.tensor(rows, device=states.device)
+            # Not by torch.tensor(device=...), which waits for all that the GPU was given before.
+            index = torch.tensor(rows).to(states.device, non_blocking=True)
             own, seen = states[index], None if mask is None else mask[index]
         read = modules[0].read(own, seen)
         if all(module is modules[0] for module in modules):
-            modules = modules[:1]
-        weight, bias = (torch.cat([getattr(module, name) for module in modules]) for name in ("weight", "bias"))
-        for row, score in zip(rows, ops.linear(read, weight, bias), strict=True):
+            weight, bias = modules[0].weight, modules[0].bias
+        else:
+            weight, bias = _together(modules)
+        for row, score in zip(rows, ops.linear(read, weight, bias).unbind(), strict=True):
             found[row] = score
     return found
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import nn
 
 from intarsia.heads import FrozenHead
@@ -31,17 +30,14 @@ class LightTask(Task):
 
     training = False
 
-    def __init__(
-        self, task: Task, share: Callable[[str, Any], Any], deltas: nn.ModuleDict, device: torch.device
-    ) -> None:
-        """share: gives for a name and a value an equal value that is there already. deltas: without tensors. device: where the
-        head's numbers go, and stay when the others are paged."""
+    def __init__(self, task: Task, share: Callable[[str, Any], Any], deltas: nn.ModuleDict) -> None:
+        """share: gives for a name and a value an equal value that is there already. deltas: without tensors."""
         known = vars(self)
         for name, value in facts(task).items():  # one by one, as Python then keeps the names once for all
             known[name] = share(name, value) if name in _SHARED else value
         known["_modules"] = share("_modules", {"deltas": deltas})
         module = task.head_module
-        known["head_module"] = None if module is None else FrozenHead(self.head or module.head, module, device)
+        known["head_module"] = None if module is None else FrozenHead(self.head or module.head, module)
 
     def trained_parameters(self) -> int:
         """How many numbers were trained, the head's included."""

@@ -204,14 +204,22 @@ class Stored:
 
     __slots__ = ("flat", "form", "task")
 
-    def __init__(self, task: Task, form: Form, flat: Tensor, device: torch.device) -> None:
+    def __init__(self, task: Task, form: Form, flat: Tensor) -> None:
         self.form, self.flat = form, flat
-        self.task = LightTask(task, form.share, form.modules, device)
+        self.task = LightTask(task, form.share, form.modules)
 
     @property
     def nbytes(self) -> int:
-        """Of the flat tensor."""
-        return self.flat.numel() * self.flat.element_size()
+        """Of the flat tensor, and of the head's."""
+        head = self.task.head_module
+        own = head.nbytes if isinstance(head, FrozenHead) else 0
+        return self.flat.numel() * self.flat.element_size() + own
+
+    def move(self, device: torch.device) -> None:
+        """To the device, or from it."""
+        self.flat = self.flat.to(device)
+        if isinstance(head := self.task.head_module, FrozenHead):
+            head.flat = head.flat.to(device)
 
     def whole(self) -> Task:
         """The task with its tensors, on the CPU."""
@@ -243,7 +251,7 @@ class Shelf:
     def store(self, task: Task, dtype: torch.dtype) -> Stored:
         """The task's tensors, packed in host memory; not yet on the shelf."""
         form = self._forms.get(form_key(task)) or Form(task)
-        stored = Stored(task, form, form.pack(task, dtype), self.device)
+        stored = Stored(task, form, form.pack(task, dtype))
         if self.capacity is not None and stored.nbytes > self.capacity:
             raise ConfigError(
                 f"task {task.name!r} needs {stored.nbytes:,} bytes, and the bank's capacity is {self.capacity:,}; give more"
@@ -284,7 +292,7 @@ class Shelf:
             if (stored := self._away.pop(name, None)) is not None:
                 self.paged -= stored.nbytes
                 self._make_room(stored.nbytes, wanted)
-                self._move(stored, self.device)
+                stored.move(self.device)
                 self._here[name] = stored
                 self.used += stored.nbytes
 
@@ -292,14 +300,10 @@ class Shelf:
         while self.capacity is not None and self.used + nbytes > self.capacity:
             name = next(name for name in self._here if name not in wanted)
             stored = self._here.pop(name)
-            self._move(stored, torch.device("cpu"))
+            stored.move(torch.device("cpu"))
             self._away[name] = stored
             self.used -= stored.nbytes
             self.paged += stored.nbytes
-
-    @staticmethod
-    def _move(stored: Stored, device: torch.device) -> None:
-        stored.flat = stored.flat.to(device)
 
     def batches(self, rows: Sequence[int], names: Sequence[str | None]) -> Iterable[list[int]]:
         """Splits the rows of a pass, sorted by task, where their tasks have no room on the device together."""
