@@ -18,6 +18,7 @@ from intarsia.residents import Residents
 from intarsia.routing import NotByRow, Route
 from intarsia.rows import Prediction, Row, RowReader, Tokens, answer_row, join_rows
 from intarsia.sites import Role
+from intarsia.staged import Returning
 from intarsia.task import Task
 
 RowTasks = list[str | None] | list[str] | tuple[str | None, ...]
@@ -139,7 +140,7 @@ class TaskBank(Residents):
         left = self.backbone.kind == "decoder" if writes else tokenizer.padding_side == "left"
         batch = join_rows(rows, pad_id=tokenizer.pad_token_id, left=left)  # type: ignore[arg-type]
         if not writes:
-            logits = self(batch, tasks=names)
+            logits = Returning(self(batch, tasks=names)).wait()
             each = zip(parts, heads, rows, logits, strict=True)
             return [answer_row(text, head, row, own, left=left) for text, head, row, own in each if head is not None]
         given = self.tasks[names[0]].data.get("generation", {})

@@ -180,8 +180,9 @@ def answer(
 
 
 def answer_row(text: Sequence[str], head: Head, row: Row, logits: Tensor, *, left: bool) -> Prediction:
-    """The answer of one row of a padded batch. logits: (C,), or (T, C) for token classification; left: padded there."""
-    scores, found = decide(head.kind, logits.cpu()[None])
+    """The answer of one row of a padded batch. logits: (C,), or (T, C) for token classification, on the CPU; left:
+    padded there."""
+    scores, found = decide(head.kind, logits[None])
     shift = len(logits) - len(row.ids) if left and row.spots is not None else 0
     spots = None if row.spots is None else [None if spot is None else spot + shift for spot in row.spots]
     return answer(list(text), head, scores[0], found[0], spots)

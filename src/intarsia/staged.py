@@ -1,4 +1,6 @@
-"""Numbers of one step on their way to the device."""
+"""Numbers of one step on their way to the device, and its results on their way back."""
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -39,3 +41,27 @@ class Staged:
         if self._device.is_cuda:
             self._events[self._turn] = torch.cuda.Event()
             self._events[self._turn].record()  # type: ignore[union-attr]
+
+
+class Returning:
+    """Tensors on their way to the CPU in one copy, for which nobody waits before they are wanted."""
+
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        """Of one dtype and on one device."""
+        self._tensors, self._shapes, self._event = list(tensors), [tensor.shape for tensor in tensors], None
+        self._flat: Tensor | None = None
+        if not tensors or not tensors[0].is_cuda:
+            return
+        flat = torch.cat([tensor.flatten() for tensor in tensors])
+        self._tensors = []
+        self._flat = torch.empty(flat.shape, dtype=flat.dtype, pin_memory=True).copy_(flat, non_blocking=True)
+        self._event = torch.cuda.Event()
+        self._event.record()
+
+    def wait(self) -> list[Tensor]:
+        """They, on the CPU."""
+        if self._flat is None or self._event is None:
+            return self._tensors
+        self._event.synchronize()
+        parts = self._flat.split([shape.numel() for shape in self._shapes])
+        return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]

@@ -243,14 +243,14 @@ def test_an_engine_whose_thread_is_killed_is_503_and_says_so(client, engine, mon
 
 
 def test_a_row_on_which_the_model_fails_is_a_500_of_its_own(client, engine, monkeypatch):
-    whole = engine._answering._answers
+    whole = engine._answering._scores
 
     def fails(jobs):
         if any("awful" in job.texts[0] for job in jobs):
             raise RuntimeError("no")
         return whole(jobs)
 
-    monkeypatch.setattr(engine._answering, "_answers", fails)
+    monkeypatch.setattr(engine._answering, "_scores", fails)
     results = client.post("/v1/classify", json={"task": "mood", "texts": ["awful", "fine"]}).json()["results"]
     assert results[0]["answers"][0]["error"]["code"] == 500
     assert results[1]["answers"][0]["label"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError, IntarsiaError
@@ -26,6 +27,7 @@ from intarsia.serving.requests import (
     Piece,
 )
 from intarsia.serving.text import TextStream
+from intarsia.staged import Returning
 
 TOGETHER = 16
 """Texts of an encoder-decoder that are written in one batch."""
@@ -38,6 +40,8 @@ class Answering:
         self.bank, self.finish = bank, finish
         self.backbone = bank.backbone
         self._writing: dict[Writing, Job] = {}
+        self._asked: list[tuple[list[Job], Returning]] = []
+        """The newest batch of rows, while a GPU works on it."""
         self._writes = self.backbone.model.get_output_embeddings() is not None and self.backbone.kind != "encoder"
         decoder = self._writes and self.backbone.kind == "decoder"
         self.decoder = Decoder(bank, max_rows=limits.decode_rows, max_tokens=limits.decode_tokens) if decoder else None
@@ -59,34 +63,53 @@ class Answering:
             return TOGETHER if self._writes else 0
         return max(0, self.decoder.max_rows - len(self._writing))
 
-    @torch.inference_mode()
     def classify(self, jobs: Sequence[Job]) -> None:
-        """One forward pass for all; where it fails, each alone, so that one row cannot fail its neighbours."""
-        try:
-            answers = self._answers(jobs)
-        except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
-            note_bug(f"a batch of {len(jobs)} rows failed", error)
-            if len(jobs) == 1:
-                self.finish(jobs[0], Failed(_failure(error)))
-                return
-            for job in jobs:
-                self.classify([job])
-            return
-        for job, found in zip(jobs, answers, strict=True):
-            self.finish(job, found)
+        """One forward pass for all; where it fails, each alone, so that one row cannot fail its neighbours.
 
-    def _answers(self, jobs: Sequence[Job]) -> list[Answer]:
+        A GPU works on it while the batch before is answered, and while the next one is made ready.
+        """
+        before, self._asked = self._asked, []
+        try:
+            self._asked = [(list(jobs), self._scores(jobs))]
+        except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
+            self._again(jobs, error)
+        self._answer(before)
+        if self.backbone.device.type == "cpu":
+            self.answer()
+
+    def answer(self) -> bool:
+        """Answers the rows that the device works on. Whether there were any."""
+        before, self._asked = self._asked, []
+        self._answer(before)
+        return bool(before)
+
+    def _answer(self, asked: Sequence[tuple[list[Job], Returning]]) -> None:
+        left = self.backbone.tokenizer.padding_side == "left"
+        for jobs, scores in asked:
+            try:
+                answers = [_answered(job, own, left=left) for job, own in zip(jobs, scores.wait(), strict=True)]
+            except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
+                self._again(jobs, error)
+                continue
+            for job, found in zip(jobs, answers, strict=True):
+                self.finish(job, found)
+
+    def _again(self, jobs: Sequence[Job], error: Exception) -> None:
+        note_bug(f"a batch of {len(jobs)} rows failed", error)
+        if len(jobs) == 1:
+            self.finish(jobs[0], Failed(_failure(error)))
+            return
+        for job in jobs:
+            self.classify([job])
+            self.answer()
+
+    @torch.inference_mode()
+    def _scores(self, jobs: Sequence[Job]) -> Returning:
         tokenizer = self.backbone.tokenizer
-        left = tokenizer.padding_side == "left"
         rows = [job.row for job in jobs if job.row is not None]
+        left = tokenizer.padding_side == "left"
         batch = join_rows(rows, pad_id=tokenizer.pad_token_id or 0, left=left)  # type: ignore[arg-type]
-        scores = self.bank(batch, tasks=[job.key for job in jobs])
-        answers = []
-        for job, row, own in zip(jobs, rows, scores, strict=True):
-            assert job.version is not None
-            assert job.version.task.head is not None
-            answers.append(Answer(answer_row(job.texts, job.version.task.head, row, own, left=left)))
-        return answers
+        return Returning(self.bank(batch, tasks=[job.key for job in jobs]))
 
     def write(self, joining: Sequence[Job], counts: Counts) -> bool:
         """Takes new prompts in, and brings all texts on by a token. Whether there was anything to do."""
@@ -204,6 +227,13 @@ class Answering:
             text = stream.text.lstrip(" ")
             found.append((Finished("stop" if ended else "length", len(row.ids), len(ids), text), len(ids)))
         return found
+
+
+def _answered(job: Job, scores: Tensor, *, left: bool) -> Answer:
+    assert job.row is not None
+    assert job.version is not None
+    assert job.version.task.head is not None
+    return Answer(answer_row(job.texts, job.version.task.head, job.row, scores, left=left))
 
 
 def _failure(error: Exception) -> EngineFailure:

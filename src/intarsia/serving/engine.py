@@ -219,8 +219,9 @@ class Engine(ServedTasks):
         if batch:
             self.counts.rows.add(len(batch))
             self._answering.classify(batch)
+        answered = not batch and self._answering.answer()
         wrote = self._answering.write(self._joining(), self.counts)
-        if batch or wrote:
+        if batch or answered or wrote:
             return not self._stopped
         with self._lock:
             if self._stopped or (self.state == "draining" and not self._jobs):
