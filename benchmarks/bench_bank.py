@@ -5,7 +5,8 @@
     python -m benchmarks.bench_bank --device cuda
 
 A backbone of random weights in the given shape (speed does not depend on the values), tasks of random values: adapters of width 48
-(two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; heads. Encoder: batches of so many rows of 64 tokens.
+(two a layer, with trained LayerNorms), LoRA of rank 8, prefixes of 20; heads. Encoder: batches of so many rows of 64 tokens, whose
+tokens lie on the CPU; on a GPU eight batches follow one another without a wait, as in a server that makes the next one ready.
 Decode: 64 rows, one token each, as the server's decoder writes them, after prompts of 64 tokens; 16 tokens between two changes of
 who is in the batch (4 on a CPU). Every figure is a ratio to one-task traffic (the first task's method) on the same bank in the same
 run: the two alternate, round by round. Writes results/bank_{cpu,cuda}.{json,md}.
@@ -39,6 +40,10 @@ from intarsia.task import Task
 ROWS, TOKENS, DECODE_ROWS = 32, 64, 64
 DECODE_STEPS = {"cpu": 4, "cuda": 16}
 """Tokens between two changes of who is in the batch."""
+CALLS = {"cpu": 1, "cuda": 8}
+"""An encoder's batches between two waits for the device: a server, too, makes the next one ready meanwhile."""
+DRAWS = 64
+"""Batches of tasks that are drawn beforehand, and used in turn."""
 SHAPES = {
     "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
@@ -150,17 +155,20 @@ def pairs(
 
 def measure(bank: TaskBank, job: str, traffic: str, rows: int, seconds: float, device: str) -> dict[str, Any]:
     """One row of the result: mixed traffic beside one-task traffic of the first task's method."""
-    ids = torch.randint(1000, 20000, (rows, TOKENS if job == "encoder" else 1), device=device)
+    ids = torch.randint(1000, 20000, (rows, TOKENS))  # on the CPU, where tokenizers put them
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     names = list(bank.tasks)
     writer = Decoder(bank, max_rows=rows) if job == "decode" else None
+    drawn = [draw(traffic, names, rows, number) for number in range(DRAWS)]
+    alone = [[names[0]] * rows] * DRAWS
 
-    def step(tasks: list[str]) -> float | None:
+    def step(tasks: list[list[str]], number: int) -> float | None:
         if writer is None:
-            bank(batch, tasks=tasks)
+            for call in range(CALLS[device]):
+                bank(batch, tasks=tasks[(number * CALLS[device] + call) % DRAWS])
             return None
-        for task in tasks:
-            writer.add(Writing([1 + len(tasks)] * TOKENS, task, Sampling(max_tokens=DECODE_STEPS[device] + 2)))
+        for task in tasks[number % DRAWS]:
+            writer.add(Writing([1 + rows] * TOKENS, task, Sampling(max_tokens=DECODE_STEPS[device] + 2)))
         writer.step()  # reads the prompts
         start = time.perf_counter()
         for _ in range(DECODE_STEPS[device]):
@@ -172,12 +180,9 @@ def measure(bank: TaskBank, job: str, traffic: str, rows: int, seconds: float, d
 
     with torch.inference_mode():
         mixed, single, ratio = pairs(
-            lambda number: step(draw(traffic, names, rows, number)),
-            lambda number: step([names[0]] * rows),
-            seconds,
-            device,
+            lambda number: step(drawn, number), lambda number: step(alone, number), seconds, device
         )
-    per = rows * (TOKENS if job == "encoder" else DECODE_STEPS[device])
+    per = rows * (TOKENS * CALLS[device] if job == "encoder" else DECODE_STEPS[device])
     return {
         "job": job,
         "rows": rows,
@@ -262,12 +267,13 @@ def peft_rows(shape: str, device: str, dtype: torch.dtype, count: int, seconds: 
     names = [f"task {number}" for number in range(count)]
     ids = torch.randint(1000, 20000, (ROWS, TOKENS), device=device)
     mask = torch.ones_like(ids)
+    drawn = [draw("uniform", names, ROWS, number) for number in range(DRAWS)]
 
     def mixed(number: int) -> None:
-        wrapped(input_ids=ids, attention_mask=mask, adapter_names=draw("uniform", names, ROWS, number))
+        wrapped(input_ids=ids, attention_mask=mask, adapter_names=drawn[number % DRAWS])
 
     def switched(number: int) -> None:
-        tasks = draw("uniform", names, ROWS, number)
+        tasks = drawn[number % DRAWS]
         for name in dict.fromkeys(tasks):
             rows = [row for row, task in enumerate(tasks) if task == name]
             wrapped.set_adapter(name)

@@ -2,8 +2,9 @@
 
     python -m benchmarks.bench_serve
     python -m benchmarks.bench_serve --jobs soak --minutes 20 --keep
+    python -m benchmarks.bench_serve --device cuda --jobs load changes --clients 1 64 256
 
-MiniLM in fp32; a request is one film review (27 tokens in the middle) for one task, drawn uniformly. Tasks have random
+MiniLM in fp32 (on a GPU in bf16); a request is one film review (27 tokens in the middle) for one task, drawn uniformly. Tasks have random
 values and are adapters of width 16, LoRA of rank 8, prefixes and prompts of 10 in turn. Server and client are two processes,
 each with one thread for torch, and talk over loopback. `load`: so many clients that each ask again as soon as they are
 answered; `engine` is the same without HTTP: the engine in the client's own process, asked from the same event loop. The two
@@ -12,7 +13,7 @@ take turns, so noise hits both. `changes`: 4 clients, while another puts a task 
 reached, whether answered or not, until well after the queue of 1,024 is full. `soak`: tasks are added, replaced and removed
 all the while, through the admin's routes and by folders (some written slowly, file by file), about twice as many as
 `--capacity` has room for, on a machine that others use too; every answer is compared with the one that its task gives alone,
-in any version that was served between question and answer. Writes results/serve_cpu.{json,md}.
+in any version that was served between question and answer (on a CPU only). Writes results/serve_{cpu,cuda}.{json,md}.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 import torch
 
 from benchmarks.results import kept, write_results
-from benchmarks.serve_parts import MODEL, Client, Server, form, save_task, sentences
+from benchmarks.serve_parts import DTYPES, MODEL, Client, Server, form, save_task, sentences
 from benchmarks.serve_soak import soak
 from intarsia.backbone import Backbone
 from intarsia.serving.engine import Engine
@@ -196,13 +197,13 @@ async def changing(
 
 async def measured(given: argparse.Namespace, note: Callable[[dict[str, Any]], None]) -> None:
     """Load and overload, with so many tasks each."""
-    backbone, texts = Backbone.load(MODEL, dtype="float32", device="cpu"), sentences(256)
+    backbone, texts = Backbone.load(MODEL, dtype=DTYPES[given.device], device=given.device), sentences(256)
     for count in given.tasks:
         with tempfile.TemporaryDirectory() as place:
             tasks = Path(place) / "tasks"
             for number in range(count):
                 save_task(backbone, tasks / f"task{number}", number)
-            server, engine = Server(tasks, Path(place)), Engine(backbone)
+            server, engine = Server(tasks, Path(place), device=given.device), Engine(backbone)
             try:
                 engine.start()
                 for folder in sorted(tasks.iterdir()):
@@ -230,6 +231,7 @@ async def measured(given: argparse.Namespace, note: Callable[[dict[str, Any]], N
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", choices=list(DTYPES))
     parser.add_argument("--jobs", nargs="+", default=list(JOBS[:-1]), choices=JOBS)
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 1024])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
@@ -249,9 +251,10 @@ def main() -> None:
         asyncio.run(measured(given, note))
     if "soak" in given.jobs:
         asyncio.run(soak(given.minutes, given.rate, note))
-    found, about = kept("serve_cpu", rows, ("job",)) if given.keep else (rows, None)
+    name = f"serve_{given.device}"
+    found, about = kept(name, rows, ("job",)) if given.keep else (rows, None)
     text = __doc__.split("\n\n")[2].replace("\n", " ")
-    write_results("serve_cpu", "The server under load, cpu", found, text=text, about=about)
+    write_results(name, f"The server under load, {given.device}", found, text=text, about=about)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ METHODS = (
     PrefixTuning(length=10, mid=None),
     PromptTuning(length=10, init="uniform"),
 )
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 LABELS = ("no", "yes", "perhaps")
 
 
@@ -52,14 +53,14 @@ def sentences(count: int) -> list[str]:
 class Server:
     """`intarsia serve` in a process of its own, on one core, with keys for who asks and who changes tasks."""
 
-    def __init__(self, tasks: Path, place: Path, *more: str, seconds: float = 300) -> None:
+    def __init__(self, tasks: Path, place: Path, *more: str, device: str = "cpu", seconds: float = 300) -> None:
         """place: a folder for its keys and its log."""
         self.key, self.log = secrets.token_hex(24), place / "log"
         keys = place / "keys"
         keys.touch(mode=0o600)
         keys.write_text(f"admin:{self.key}\n")
         command = [sys.executable, "-m", "intarsia.cli", "serve", "--backbone", MODEL, "--port", "0"]
-        command += ["--tasks", str(tasks), "--keys", str(keys), "--dtype", "float32", "--device", "cpu", *more]
+        command += ["--tasks", str(tasks), "--keys", str(keys), "--dtype", DTYPES[device], "--device", device, *more]
         with self.log.open("wb") as errors:
             self.process = subprocess.Popen(
                 command,

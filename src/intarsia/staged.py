@@ -7,6 +7,13 @@ import torch
 from torch import Tensor
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """On a GPU through pinned memory, so that the copy does not wait for what is still running there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
 class Staged:
     """Arrays on the CPU and tensors on the device that are one copy apart."""
 

@@ -33,6 +33,7 @@ from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.reuse import standing_in
 from intarsia.errors import BackboneError, ConfigError
 from intarsia.sites import Role, Site
+from intarsia.staged import to_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -195,10 +196,14 @@ class Backbone:
 
     def with_prompts(self, batch: Mapping[str, Tensor], prompts: Prompts) -> dict[str, Tensor]:
         """A decoder's arguments with prompts in them, for transformers' own `generate`."""
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        batch = self._here(batch)
         site = next(site for site in self.sites if site.role is Role.EMBED)
         entered = self.entrance(site).enter(batch, prompts)
         return {name: entered[name] for name in ("inputs_embeds", "attention_mask")}
+
+    def _here(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        device = self.device
+        return {name: to_device(tensor, device) for name, tensor in batch.items()}
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states that a head reads, (B, T, hidden). batch: what the tokenizer gives, (B, T) tensors (ViT: pixel_values).
@@ -206,7 +211,7 @@ class Backbone:
         An encoder-decoder reads the text in its encoder and, shifted right, once more in its decoder, as transformers' own
         sequence classifiers for T5 and BART do.
         """
-        batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        batch = self._here(batch)
         if self.kind != "encoder-decoder":
             cache = {} if self.kind == "encoder" else {"use_cache": False}
             with standing_in(self, batch):
@@ -238,8 +243,8 @@ class Backbone:
         batch: (B, T) tensors; an encoder-decoder's with decoder_input_ids, whose places `read` means. ConfigError without a
         language-model head. Only those places go through the vocabulary's projection, which is most of a small model's work.
         """
-        with self.only(read.to(self.device)):
-            return self.word_scores({name: tensor.to(self.device) for name, tensor in batch.items()})
+        with self.only(to_device(read, self.device)):
+            return self.word_scores(self._here(batch))
 
     def word_scores(self, batch: dict[str, Tensor]) -> Tensor:
         """The language model's scores, fp32, of the places that `only` names, (K, V)."""
@@ -277,7 +282,7 @@ class Backbone:
         """(B, T), which of the states that `features` gives are of real tokens; None: all are."""
         decoder = self.kind == "encoder-decoder" and "decoder_input_ids" in batch
         mask = batch.get("decoder_attention_mask" if decoder else "attention_mask")
-        return None if mask is None else mask.to(self.device)
+        return None if mask is None else to_device(mask, self.device)
 
     @property
     def pooler(self) -> nn.Module | None:

@@ -175,9 +175,14 @@ def plain_norms(backbone: Backbone) -> Iterator[tuple[Site, Any]]:
 
 @contextmanager
 def _in_one_pass(backbone: Backbone) -> Iterator[None]:
-    """Meanwhile plain RMSNorms are torch's own kernel, where transformers has half a dozen."""
+    """Meanwhile plain RMSNorms and GELU's approximation by tanh are torch's own kernels, where transformers has half a dozen each,
+    and keeps what is between them for gradients."""
+    from transformers.activations import FastGELUActivation, NewGELUActivation
+
     norms = [(norm, site.eps) for site, norm in plain_norms(backbone) if site.parameter == "rms"]
-    with computing([(norm, partial(_rms_norm, norm, eps)) for norm, eps in norms]):
+    gelus = [x for x in backbone.base.modules() if type(x) in (FastGELUActivation, NewGELUActivation)]
+    own = [(norm, partial(_rms_norm, norm, eps)) for norm, eps in norms]
+    with computing([*own, *((gelu, partial(nn.functional.gelu, approximate="tanh")) for gelu in gelus)]):
         yield
 
 

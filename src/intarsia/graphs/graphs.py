@@ -22,6 +22,7 @@ from intarsia.graphs.one import Key, OnePass, Under, Written
 from intarsia.ops import ALIGN, NOBODY, fused, gathered, offsets_from
 from intarsia.routing import Resident
 from intarsia.sites import Role
+from intarsia.staged import to_device
 from intarsia.storage import Form, Stored
 
 LONGEST = 256
@@ -163,8 +164,7 @@ class Graphs:
             one.embedded.copy_(embedded)
 
     def _sent(self, index: np.ndarray) -> Tensor:
-        sent = torch.from_numpy(np.ascontiguousarray(index))
-        return (sent.pin_memory() if self._on_gpu else sent).to(self.backbone.device, non_blocking=True)
+        return to_device(torch.from_numpy(np.ascontiguousarray(index)), self.backbone.device)
 
     def _room(self, key: Key) -> Tensor:
         """One for all graphs of a sort; those that have an older, smaller one keep it."""

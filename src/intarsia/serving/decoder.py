@@ -76,6 +76,7 @@ class Decoder:
     def add(self, writing: Writing) -> None:
         """Joins at the next step that has room. ConfigError where it could never end within the backbone's positions."""
         limit, wanted = self.bank.backbone.max_length, self._columns(writing)
+        writing.columns = wanted
         if wanted > limit:
             raise ConfigError(
                 f"the prompt has {len(writing.prompt)} tokens and max_tokens is {writing.sampling.max_tokens}, together with what "
@@ -157,11 +158,13 @@ class Decoder:
     def _admitted(self) -> dict[str, list[Writing]]:
         """The first of the waiting rows that have room, by the pass that they share."""
         found: dict[str, list[Writing]] = {}
+        if not self.waiting:
+            return found
         running = self._all()
-        longest = max(map(self._columns, running), default=0)
+        longest = max((row.columns for row in running), default=0)
         while self.waiting and len(running) < self.max_rows:
             writing = self.waiting[0]
-            longest = max(longest, self._columns(writing))
+            longest = max(longest, writing.columns)
             word = self._word(writing)
             beside = [row.task for row in self._rows(word) + found.get(word, [])]
             if running and (
@@ -181,7 +184,7 @@ class Decoder:
     def _join(self, word: str, joining: list[Writing]) -> list[Emitted]:
         """Reads the new rows' prompts in batches of their own, and puts them beside the group's."""
         if word == _SEATED:
-            self._seats.room(len(joining), max(self._columns(row) for row in (*self._seated, *joining)))
+            self._seats.room(len(joining), max(row.columns for row in (*self._seated, *joining)))
             self._seated |= {row: self._seats.sit(row.task) for row in joining}
             return self._read(joining, [row.prompt for row in joining])
         emitted: list[Emitted] = []

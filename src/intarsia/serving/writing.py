@@ -28,6 +28,8 @@ class Writing:
     """The caller's own."""
     new: list[int] = field(default_factory=list)
     """The tokens so far, without the one that ends it."""
+    columns: int = 0
+    """At its end, once a decoder has taken it."""
     text: TextStream = field(init=False)
     chooser: Chooser = field(init=False)
 

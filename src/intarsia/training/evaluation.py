@@ -14,7 +14,7 @@ from intarsia.rows import decide
 from intarsia.training.generating import Writing, written
 from intarsia.training.metrics import compute_metrics
 from intarsia.training.reusing import Ready, as_it_is
-from intarsia.training.source import IGNORED, BatchSource, to_device, weight
+from intarsia.training.source import IGNORED, BatchSource, weight
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,12 +86,12 @@ def _evaluate_generation(
     bank: Any, task: Any, source: Any, tick: Callable[[], None] | None, writing: Writing | None
 ) -> Scores:
     """The loss over all target tokens (or sentences), then the scores of generated text."""
-    device, losses = bank.backbone.device, []
+    losses = []
     with evaluating(bank, task):
         for key in source.plan(0):
             batch, labels = source.load(key)
             labels = _labelled(labels)
-            loss = bank.loss({name: to_device(x, device) for name, x in batch.items()}, labels, task=task.name)
+            loss = bank.loss(batch, labels, task=task.name)
             losses.append((loss.item(), weight(task.head, labels)))
             if tick is not None:
                 tick()
@@ -136,11 +136,10 @@ def _run(
     bank: Any, task: Any, source: BatchSource, tick: Callable[[], None] | None, ready: Ready = as_it_is
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Logits on the CPU and labels, batch by batch; the GPU works on a batch while the one before it is looked at."""
-    device = bank.backbone.device
     waiting: tuple[Tensor, Tensor | None] | None = None
     for key in source.plan(0):
         batch, labels = source.load(key)
-        logits = bank({name: to_device(x, device) for name, x in ready(batch).items()}, tasks=task.name)
+        logits = bank(ready(batch), tasks=task.name)
         if waiting is not None:
             yield waiting[0].cpu(), waiting[1]
         waiting = (logits, labels)

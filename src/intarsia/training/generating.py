@@ -10,7 +10,7 @@ from torch import Tensor
 from intarsia.errors import ConfigError, nearest
 from intarsia.heads import Decoding, Head
 from intarsia.training.metrics import resolve_metric
-from intarsia.training.source import BatchSource, to_device
+from intarsia.training.source import BatchSource
 from intarsia.training.textmetrics import TextMetrics
 
 DECODING = tuple(f.name for f in dataclasses.fields(Decoding))
@@ -66,8 +66,7 @@ def wants_texts(head: Head, metric: str | None) -> bool:
 def write(bank: Any, source: Any, key: Any, tasks: str | list[str], writing: Writing, *, copies: int = 1) -> list[str]:
     """The texts for one batch of a GenerationSource; with `copies` each row stands so many times in a row, and has as many
     names in `tasks`."""
-    device = bank.backbone.device
-    batch = {name: to_device(x.repeat_interleave(copies, 0), device) for name, x in source.prompts(key).items()}
+    batch = {name: x.repeat_interleave(copies, 0) for name, x in source.prompts(key).items()}
     return [writing.decode(ids.cpu()) for ids in bank.generate(batch, tasks, decoding=writing.decoding)]
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 IGNORED = -100
@@ -24,13 +23,6 @@ class BatchSource(Protocol):
     def tokens(self, key: Any) -> int:
         """Real tokens of the batch, without padding."""
         ...
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """On a GPU through pinned memory, so that the copy does not wait for the step that is still running."""
-    if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()
-    return tensor.to(device, non_blocking=True)
 
 
 def weight(head: Any, labels: Tensor) -> int:

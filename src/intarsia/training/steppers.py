@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from intarsia.errors import DataError
+from intarsia.staged import to_device
 from intarsia.training.optim import OptimizerState, build_optimizer, load_optimizer_state, optimizer_state, trained
 from intarsia.training.reusing import Ready, as_it_is
-from intarsia.training.source import to_device, weight
+from intarsia.training.source import weight
 
 if TYPE_CHECKING:
     from intarsia.training.member import Member

@@ -29,7 +29,6 @@ from intarsia.training import Writing, evaluate, validation_metric
 from intarsia.training.generating import wants_texts
 from intarsia.training.metrics import higher_is_better
 from intarsia.training.progress import ticking
-from intarsia.training.source import to_device
 from intarsia.workflow.ablation_parts import (
     Dropped,
     Stack,
@@ -200,7 +199,7 @@ def _seconds(variants: Sequence[Task], backbone: Backbone, source: Source) -> li
     machine does is hardly in it."""
     keys = source.plan(0)
     keys = [keys[int(at)] for at in np.linspace(0, len(keys) - 1, min(TIMED_BATCHES, len(keys)))]
-    batches = [{name: to_device(x, backbone.device) for name, x in source.load(key)[0].items()} for key in keys]
+    batches = [source.load(key)[0] for key in keys]
     frozen = [copy.deepcopy(variant).requires_grad_(False).eval() for variant in variants]
     quickest = np.full((len(variants), len(batches)), np.inf)
     for _ in range(1 + REPEATS):  # the first also warms up

@@ -14,7 +14,6 @@ from intarsia.errors import ConfigError, TaskError
 from intarsia.task import Task
 from intarsia.training import Scores, Writing, compute_metrics
 from intarsia.training.generating import write
-from intarsia.training.source import to_device
 from intarsia.workflow.reading import Source, head_of
 
 
@@ -98,8 +97,7 @@ def _probabilities(bank: Any, tasks: Sequence[Task], source: Any, key: Any) -> l
     """(k, C) of each row."""
     k = len(tasks)
     batch, _ = source.load(key)
-    device = bank.backbone.device
-    batch = {name: to_device(x.repeat_interleave(k, 0), device) for name, x in batch.items()}
+    batch = {name: x.repeat_interleave(k, 0) for name, x in batch.items()}
     logits = bank(batch, tasks=_names(tasks, len(key)))
     return list(torch.stack(logits).softmax(-1).cpu().numpy().reshape(len(key), k, -1))
 
