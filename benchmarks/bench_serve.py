@@ -4,16 +4,16 @@
     python -m benchmarks.bench_serve --jobs soak --minutes 20 --keep
     python -m benchmarks.bench_serve --device cuda --jobs load changes --clients 1 64 256
 
-MiniLM in fp32 (on a GPU in bf16); a request is one film review (27 tokens in the middle) for one task, drawn uniformly. Tasks have random
-values and are adapters of width 16, LoRA of rank 8, prefixes and prompts of 10 in turn. Server and client are two processes,
-each with one thread for torch, and talk over loopback. `load`: so many clients that each ask again as soon as they are
-answered; `engine` is the same without HTTP: the engine in the client's own process, asked from the same event loop. The two
-take turns, so noise hits both. `changes`: 4 clients, while another puts a task in and takes it out again, without a pause
-(a PUT writes and syncs two files, and loads and checks them). `overload`: requests at 3 times the rate that 64 clients
-reached, whether answered or not, until well after the queue of 1,024 is full. `soak`: tasks are added, replaced and removed
-all the while, through the admin's routes and by folders (some written slowly, file by file), about twice as many as
-`--capacity` has room for, on a machine that others use too; every answer is compared with the one that its task gives alone,
-in any version that was served between question and answer (on a CPU only). Writes results/serve_{cpu,cuda}.{json,md}.
+MiniLM in fp32 (on a GPU in bf16); a request is one film review (27 tokens in the middle) for one task, drawn uniformly. Tasks
+have random values and are adapters of width 16, LoRA of rank 8, prefixes and prompts of 10 in turn. Server and client are two
+processes, each with one thread for torch, and talk over loopback. `load`: so many clients that each ask again as soon as they
+are answered; `engine` is the same without HTTP: the engine in the client's own process, asked from the same event loop. The two
+take turns, so noise hits both. `changes`: 4 clients, while another puts a task in and takes it out again, without a pause (a
+PUT writes and syncs two files, and loads and checks them). `overload`: requests at 3 times the rate that 64 clients reached,
+whether answered or not, until well after the queue of 1,024 is full. `soak`: tasks are added, replaced and removed all the
+while, through the admin's routes and by folders (some written slowly, file by file), about twice as many as `--capacity` has
+room for, on a machine that others use too; every answer is compared with the one that its task gives alone, in any version that
+was served between question and answer (on a CPU only). Writes results/serve_{cpu,cuda}.{json,md}.
 """
 
 from __future__ import annotations
