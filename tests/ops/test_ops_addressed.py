@@ -19,7 +19,9 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [(torch.float32, 5e-6), *([(torch.bfloat16, 2e-2)] if DEVICE == "cuda" else [])]
 both = pytest.mark.parametrize(("dtype", "tol"), DTYPES, ids=[str(dtype) for dtype, _ in DTYPES])
 LENGTHS = [5, 1, 70, 2, 17]
-"""Tokens of the rows; three more columns are nobody's."""
+"""Tokens of the rows."""
+LAYOUTS = {"packed": LENGTHS, "padded": [19] * 5, "packed, one token": [1, 1, 1, 1, 0], "padded, one token": [1] * 5}
+"""Of packed rows three more columns are nobody's."""
 MINE, OTHERS = 0, 1
 FORMS = [MINE, OTHERS, MINE, NOBODY, MINE]
 
@@ -46,16 +48,17 @@ class Tasks:
             size += -(-int(np.prod(shape)) // ALIGN) * ALIGN
         self.flats = [None if form == NOBODY else numbers(size, dtype=dtype, seed=i) for i, form in enumerate(FORMS)]
 
-    def rows(self, *, wide, packed):
+    def rows(self, *, wide, layout):
         flats = [None if flat is None else flat.cpu().double() if wide else flat for flat in self.flats]
         device = "cpu" if wide else DEVICE
         anchor = next(flat for flat in flats if flat is not None)
         sent = [torch.tensor(x, device=device) for x in ([*offsets_from(anchor, flats), 0], [*FORMS, NOBODY])]
-        if not packed:
+        if layout.startswith("padded"):
             return Rows(anchor, *sent, flats=flats)
-        starts = torch.tensor(np.cumsum([0, *LENGTHS]), device=device)
-        owner = torch.tensor(np.repeat(np.arange(len(LENGTHS) + 1), [*LENGTHS, 3]), device=device)
-        return Rows(anchor, *sent, starts, owner, max(LENGTHS), flats)
+        lengths = LAYOUTS[layout]
+        starts = torch.tensor(np.cumsum([0, *lengths]), device=device)
+        owner = torch.tensor(np.repeat(np.arange(len(lengths) + 1), [*lengths, 3]), device=device)
+        return Rows(anchor, *sent, starts, owner, max(lengths), flats)
 
     def at(self, rows):
         return [At(rows, MINE, place, shape) for place, shape in self.places]
@@ -72,32 +75,32 @@ def close(made, expected, tol):
     assert (error := (made.cpu().double() - expected).norm() / expected.norm()) < tol, f"off by {error:.1e}"
 
 
-def tokens(packed, *shape):
-    """(L, ...) packed, (B, T, ...) else."""
-    return (sum(LENGTHS) + 3, *shape) if packed else (len(LENGTHS), 19, *shape)
+def tokens(layout, *shape):
+    """(L, ...)"""
+    return (sum(LAYOUTS[layout]) + 3 * layout.startswith("packed"), *shape)
 
 
-def untouched(before, after, packed):
+def untouched(before, after, layout):
     """What is not my form's, to the bit."""
-    mine = np.repeat(np.array([*FORMS, NOBODY]) == MINE, [*LENGTHS, 3] if packed else [19] * len(LENGTHS) + [0])
-    both = (x.cpu().flatten(0, 0 if packed else 1)[~torch.tensor(mine)] for x in (before, after))
-    return torch.equal(*both)
+    spare = 3 * layout.startswith("packed")
+    mine = np.repeat(np.array([*FORMS, NOBODY]) == MINE, [*LAYOUTS[layout], spare])
+    return torch.equal(*(x.cpu()[~torch.tensor(mine)] for x in (before, after)))
 
 
 @both
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
-@pytest.mark.parametrize(("reads", "writes", "narrow"), [(64, 64, 8), (37, 37, 1), (40, 96, 13)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("reads", "writes", "narrow"), [(64, 64, 8), (37, 37, 1), (40, 96, 13), (1100, 20, 5)])
 @pytest.mark.parametrize("non_linearity", [None, "gelu"])
-def test_each_row_is_adapted_by_its_own_matrices(packed, reads, writes, narrow, non_linearity, dtype, tol):
+def test_each_row_is_adapted_by_its_own_matrices(layout, reads, writes, narrow, non_linearity, dtype, tol):
     bias = non_linearity is not None
     tasks = Tasks(dtype, (narrow, reads), (narrow,), (writes, narrow), (writes,), (1,))
     x, y = (
-        numbers(*tokens(packed, reads), dtype=dtype, seed=7),
-        numbers(*tokens(packed, writes + 5), dtype=dtype, seed=8),
+        numbers(*tokens(layout, reads), dtype=dtype, seed=7),
+        numbers(*tokens(layout, writes + 5), dtype=dtype, seed=8),
     )
     found = []
     for wide in (False, True):
-        down, down_bias, up, up_bias, learned = tasks.at(tasks.rows(wide=wide, packed=packed))
+        down, down_bias, up, up_bias, learned = tasks.at(tasks.rows(wide=wide, layout=layout))
         own_x, own_y = (z.cpu().double() if wide else z.clone() for z in (x, y))
         some = own_y[..., 2 : 2 + writes]  # columns of a wider tensor, as a fused projection's are
         more = (down, down_bias if bias else None, up, up_bias if bias else None, non_linearity, 0.7, learned)
@@ -105,17 +108,18 @@ def test_each_row_is_adapted_by_its_own_matrices(packed, reads, writes, narrow, 
             adapt_(own_x, some, *more)
         else:
             adapt(own_x.view(-1, reads), own_y.view(-1, writes + 5)[:, 2 : 2 + writes], *more)
-            assert untouched(y, own_y, packed)
+            assert untouched(y, own_y, layout)
         found.append(own_y)
     close(*found, tol)
 
 
 @both
-def test_each_row_is_adapted_in_place(dtype, tol):
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_each_row_is_adapted_in_place(layout, dtype, tol):
     tasks = Tasks(dtype, (24, 96), (24,), (96, 24), (96,))
-    y, found = numbers(*tokens(True, 96), dtype=dtype, seed=8), []
+    y, found = numbers(*tokens(layout, 96), dtype=dtype, seed=8), []
     for wide in (False, True):
-        down, down_bias, up, up_bias = tasks.at(tasks.rows(wide=wide, packed=True))
+        down, down_bias, up, up_bias = tasks.at(tasks.rows(wide=wide, layout=layout))
         own = y.cpu().double() if wide else y.clone()
         (adapt_ if wide else adapt)(own, own, down, down_bias, up, up_bias, "relu", 1.0, None)
         found.append(own)
@@ -123,14 +127,14 @@ def test_each_row_is_adapted_in_place(dtype, tol):
 
 
 @both
-@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("width", [16, 37, 96])
 @pytest.mark.parametrize("sort", ["layer", "rms", "bias"])
-def test_each_row_has_its_own_norm(packed, width, sort, dtype, tol):
+def test_each_row_has_its_own_norm(layout, width, sort, dtype, tol):
     tasks = Tasks(dtype, (width,), (width,))
-    x, y, found = *(numbers(*tokens(packed, width), dtype=dtype, seed=s) for s in (7, 8)), []
+    x, y, found = *(numbers(*tokens(layout, width), dtype=dtype, seed=s) for s in (7, 8)), []
     for wide in (False, True):
-        gain, bias = tasks.at(tasks.rows(wide=wide, packed=packed))
+        gain, bias = tasks.at(tasks.rows(wide=wide, layout=layout))
         own_x, own_y = (z.cpu().double() if wide else z.clone() for z in (x, y))
         if sort == "bias":
             add_vectors_(own_y, bias) if wide else add_norms(*2 * [own_y.view(-1, width)], None, bias, 0.0, False)
@@ -141,7 +145,7 @@ def test_each_row_has_its_own_norm(packed, width, sort, dtype, tol):
             else:
                 add_norms(own_x.view(-1, width), own_y.view(-1, width), *more, sort == "layer")
         if not wide:
-            assert untouched(y, own_y, packed)
+            assert untouched(y, own_y, layout)
         found.append(own_y)
     close(*found, tol)
 
@@ -160,7 +164,7 @@ def test_padded_rows_see_their_own_prefix(heads, groups, width, prefix, queries,
     said = torch.rand(rows, 1, queries, keys, generator=torch.Generator().manual_seed(3)) < 0.6
     said[..., 0] = True
     for wide in (False, True):
-        before = tasks.before(tasks.rows(wide=wide, packed=False), prefix, heads // groups, width)
+        before = tasks.before(tasks.rows(wide=wide, layout="padded"), prefix, heads // groups, width)
         own = [x.cpu().double() if wide else x for x in (q, k, v)]
         given = said.to(own[0].device)
         if mask == "added":
@@ -185,7 +189,7 @@ def test_packed_rows_see_their_own_prefix(heads, groups, width, prefix, causal, 
     k, v = (numbers(size, heads // groups, width, dtype=dtype, seed=s) for s in (1, 2))
     found = []
     for wide in (False, True):
-        rows = tasks.rows(wide=wide, packed=True)
+        rows = tasks.rows(wide=wide, layout="packed")
         before = tasks.before(rows, prefix, heads // groups, width)
         own, device = [x.cpu().double() if wide else x for x in (q, k, v)], rows.anchor.device
         starts = torch.tensor(np.cumsum([0, *LENGTHS]), dtype=torch.int32, device=device)

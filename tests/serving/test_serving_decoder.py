@@ -39,6 +39,25 @@ def test_every_text_is_the_one_that_its_request_gets_alone(family, how):
             assert ends[writing] == ("length" if len(writing.new) == writing.sampling.max_tokens else "stop")
 
 
+@pytest.mark.parametrize("how", ["stacks", "slots"])
+def test_rows_that_outgrow_a_window_see_what_is_in_it(how):
+    """Which is longer than what one pass reads of a row."""
+    bank = bank_of("mistral")
+    bank.backbone.config.sliding_window = 20
+    shuffle = random.Random(7)
+    names = [*bank.tasks, None]
+    texts = [
+        Writing([shuffle.randint(3, 90) for _ in range(length)], name, Sampling(max_tokens=20))
+        for name, length in zip(names, (3, 12, 17, 19, 24, 9, 15, 30, 18), strict=False)
+    ]
+    want = {writing: alone(bank, writing) for writing in texts}
+    bank.graphs = Graphs(bank.backbone, bank.under) if how == "slots" else None
+    decoder = Decoder(bank)
+    assert decoder._seats.takes("lora") == (how == "slots")
+    run(decoder, texts, shuffle)
+    assert {writing: writing.new for writing in texts} == want
+
+
 def test_texts_that_are_cancelled_change_no_other():
     bank = bank_of("llama")
     shuffle = random.Random(3)

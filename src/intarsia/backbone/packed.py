@@ -100,7 +100,8 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     prefixes = None if extend is None else extend(members)
     before, trained = (prefixes, None) if isinstance(prefixes, Before) else (None, prefixes)
     window = more.get("sliding_window") or 0
-    if 0 < window < segments.longest and (trained is not None or not causal):
+    reach = segments.longest if segments.slots is None else segments.slots.columns
+    if 0 < window < reach and (trained is not None or not causal):
         raise UnsupportedError("packed rows do not know a sliding window beside a trained prefix, or in an encoder")
     starts_k, longest_k = segments.starts, segments.longest
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
@@ -123,7 +124,7 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
         longest_k,
         causal=causal,
         scale=more.get("scaling") or width**-0.5,
-        window=window if window < segments.longest else 0,
+        window=window if window < reach else 0,
         before=before,
         counts=segments.counts,
     )

@@ -102,7 +102,7 @@ class Graphs:
         key = Key(
             _rounded(len(made.ids)),
             max(_LEAST, 1 << (len(rows) - 1).bit_length()),
-            _LEAST if longest <= _LEAST else 64 * -(-longest // 64),
+            1 if longest == 1 else _LEAST if longest <= _LEAST else 64 * -(-longest // 64),
             made.types is not None,
             bool((made.ids < 0).any()),
             tuple(sorted({form for form in forms if form is not None}, key=id)),

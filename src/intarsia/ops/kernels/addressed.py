@@ -5,7 +5,7 @@ G rows, L tokens in all, W width of what is read, D of what is written, M width 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _LINEAR = -1
 """No activation."""
+_PART = 8
+"""Rows of a lower matrix that one program multiplies with a single token."""
 
 
 # Places are of any task's making: were they compiled for, as integers are, each form would want kernels of its own.
@@ -71,6 +73,62 @@ def adapt_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, for
             tl.store(place, out.to(y_ptr.dtype.element_ty), mask=there)
 
 
+# A row of one token, as texts that are written have them, would fill a sixteenth of a tile, and one program would read all of its
+# task's matrices, one piece after the other. Here many read a part each, the lower matrix first: 3 us and 3, where tiles took 26.
+@triton.jit(do_not_specialize=["form", "down", "down_bias"])
+def narrow_tokens(x_ptr, z_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, form, x_row, reads, narrow, down, down_bias,
+                  KIND: tl.constexpr, BIAS: tl.constexpr, EQUAL: tl.constexpr, PART: tl.constexpr,
+                  CHUNK: tl.constexpr):  # fmt: skip
+    row, columns = tl.program_id(0), tl.program_id(1) * PART + tl.arange(0, PART)
+    at = row if EQUAL else tl.load(starts_ptr + row)
+    mine = tl.load(forms_ptr + row) == form
+    if not EQUAL:
+        mine = mine & (tl.load(starts_ptr + row + 1) > at)
+    if mine:
+        known = columns < narrow
+        own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + row), 8)
+        down = tl.multiple_of(down, 8)
+        z = tl.zeros([PART], tl.float32)
+        for begin in range(0, reads, CHUNK):
+            w = begin + tl.arange(0, CHUNK)
+            x = tl.load(x_ptr + at.to(tl.int64) * x_row + w, mask=w < reads, other=0.0).to(tl.float32)
+            where = own_ptr + down + columns[:, None] * reads + w[None, :]
+            weight = tl.load(where, mask=known[:, None] & (w < reads)[None, :], other=0.0).to(tl.float32)
+            z += tl.sum(weight * x[None, :], 1)
+        if BIAS:
+            z += tl.load(own_ptr + down_bias + columns, mask=known, other=0.0).to(tl.float32)
+        if KIND >= 0:
+            z, _ = _activate(z.to(z_ptr.dtype.element_ty).to(tl.float32), KIND)
+        tl.store(z_ptr + at.to(tl.int64) * narrow + columns, z.to(z_ptr.dtype.element_ty), mask=known)
+
+
+@triton.jit(do_not_specialize=["form", "up", "up_bias", "learned"])
+def widen_tokens(z_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, form, y_row, writes, narrow, up, up_bias,
+                 learned, scale, BIAS: tl.constexpr, LEARNED: tl.constexpr, EQUAL: tl.constexpr, PART: tl.constexpr,
+                 NARROW: tl.constexpr):  # fmt: skip
+    row, w = tl.program_id(0), tl.program_id(1) * PART + tl.arange(0, PART)
+    at = row if EQUAL else tl.load(starts_ptr + row)
+    mine = tl.load(forms_ptr + row) == form
+    if not EQUAL:
+        mine = mine & (tl.load(starts_ptr + row + 1) > at)
+    if mine:
+        columns, there = tl.arange(0, NARROW), w < writes
+        own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + row), 8)
+        up = tl.multiple_of(up, 8)
+        z = tl.load(z_ptr + at.to(tl.int64) * narrow + columns, mask=columns < narrow, other=0.0).to(tl.float32)
+        where = own_ptr + up + w[:, None] * narrow + columns[None, :]
+        weight = tl.load(where, mask=there[:, None] & (columns < narrow)[None, :], other=0.0).to(tl.float32)
+        out = tl.sum(weight * z[None, :], 1)
+        if BIAS:
+            out += tl.load(own_ptr + up_bias + w, mask=there, other=0.0).to(tl.float32)
+        factor = scale
+        if LEARNED:
+            factor *= tl.load(own_ptr + learned).to(tl.float32)
+        place = y_ptr + at.to(tl.int64) * y_row + w
+        out = out * factor + tl.load(place, mask=there, other=0.0).to(tl.float32)
+        tl.store(place, out.to(y_ptr.dtype.element_ty), mask=there)
+
+
 @triton.jit(do_not_specialize=["form", "each", "gain", "bias"])
 def norm_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, owner_ptr, form, each, x_row, y_row, width, gain, bias, eps,
               CENTRE: tl.constexpr, GAIN: tl.constexpr, BIAS: tl.constexpr, EQUAL: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
@@ -114,15 +172,34 @@ def adapt(
     full = x.dtype == torch.float32
     count, equal = len(rows.forms) - 1, rows.starts is None
     longest = len(y) // count if equal else rows.longest
-    tile = 16 if longest <= 16 else 32 if longest <= 32 else 64
-    adapt_rows[(count, -(-longest // tile))](
-        x, y, rows.anchor, rows.offsets, rows.forms, rows.forms if equal else rows.starts, down.form, longest,
-        x.stride(0), y.stride(0), reads, up.shape[0], narrow,
+    where = rows.anchor, rows.offsets, rows.forms, rows.forms if equal else rows.starts, down.form
+    kind, more = (
+        _LINEAR if non_linearity is None else ACTIVATIONS[non_linearity],
+        {"BIAS": down_bias is not None, "EQUAL": equal},
+    )
+    if longest == 1:
+        z, wide = torch.empty(len(y), narrow, dtype=y.dtype, device=y.device), triton.next_power_of_2(narrow)
+        narrow_tokens[(count, -(-narrow // _PART))](
+            x, z, *where, x.stride(0), reads, narrow, down.place, _place(down_bias), KIND=kind, **more, PART=_PART, CHUNK=1024,
+        )  # fmt: skip
+        part = max(16, 8192 // wide)
+        widen_tokens[(count, -(-up.shape[0] // part))](
+            z, y, *where, y.stride(0), up.shape[0], narrow, up.place, _place(up_bias), _place(learned), float(scale),
+            LEARNED=learned is not None, **more, PART=part, NARROW=wide,
+        )  # fmt: skip
+        return
+    shape = _tiles(count, longest, full)
+    adapt_rows[(count, -(-longest // shape["TILE"]))](
+        x, y, *where, longest, x.stride(0), y.stride(0), reads, up.shape[0], narrow,
         down.place, _place(down_bias), up.place, _place(up_bias), _place(learned), float(scale),
-        KIND=_LINEAR if non_linearity is None else ACTIVATIONS[non_linearity], BIAS=down_bias is not None,
-        LEARNED=learned is not None, EQUAL=equal, TILE=tile, CHUNK=64 if full else 256 if tile == 16 else 128,
-        NARROW=max(16, triton.next_power_of_2(narrow)), PRECISION="ieee" if full else "tf32", num_warps=4,
+        KIND=kind, LEARNED=learned is not None, **more, **shape,
+        NARROW=max(16, triton.next_power_of_2(narrow)), PRECISION="ieee" if full else "tf32",
     )  # fmt: skip
+
+
+def _tiles(count: int, longest: int, full: bool) -> dict[str, Any]:
+    tile = 16 if longest <= 16 else 32 if longest <= 32 else 64
+    return {"TILE": tile, "CHUNK": 64 if full else 256 if tile == 16 else 128, "num_warps": 4}
 
 
 def add_norms(x: Tensor, y: Tensor, gain: At | None, bias: At | None, eps: float, centre: bool) -> None:

@@ -186,6 +186,10 @@ def _constants(query: Tensor, causal: bool, window: int) -> dict:
     }
 
 
+def _tiles(longest: int, constants: dict) -> dict:
+    return {**constants, "Q_TILE": 16 if longest <= 16 else _TILE}
+
+
 def _rows_first(*tensors: Tensor) -> list[Tensor]:
     """(L, H, D) tensors whose last axis is dense."""
     return [x if x.stride(2) == 1 else x.contiguous() for x in tensors]
@@ -217,7 +221,7 @@ def launch(
         q, k, v, out, lse, starts_q, starts_k,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
         scale * _LOG2E, heads, groups, q.shape[2], *own, APART=counts is not None, PREFIX=before is not None,
-        Q_TILE=16 if longest <= 16 else _TILE, **_constants(q, causal, window),
+        **_tiles(longest, _constants(q, causal, window)),
     )  # fmt: skip
     return out, lse
 
