@@ -126,6 +126,31 @@ def test_stop_texts_end_a_text_and_are_not_shown():
     assert ends[writing] == "stop"
 
 
+def test_drawn_greedy_and_stopped_texts_share_slots():
+    """A pass that has begun for greedy rows knows nothing of those that join, leave or draw meanwhile."""
+    shuffle = random.Random(11)
+
+    def texts(bank):
+        names, numbers = [*bank.tasks, None], random.Random(12)
+        for number in range(24):
+            draws = {"temperature": 1.5, "seed": number} if number % 4 == 3 else {}
+            stop = (chr(0x100 + numbers.randint(3, 90)), chr(0x100 + numbers.randint(3, 90))) if number % 3 else ()
+            sampling = Sampling(max_tokens=numbers.randint(1, 14), stop=stop, **draws)
+            yield Writing([numbers.randint(3, 90) for _ in range(5)], names[number % len(names)], sampling)
+
+    bank, found = bank_of("llama"), []
+    for graphs in (None, Graphs(bank.backbone, bank.under)):
+        bank.graphs = graphs
+        made = list(texts(bank))
+        cancel = made[5::7] if graphs else ()  # whoever leaves changes no other
+        pieces, ends = run(Decoder(bank, max_rows=6), made, shuffle, cancel=cancel)
+        found.append([(one.new, pieces[one], ends[one]) for one in made])
+    plain, slotted = found
+    assert {"stop", "length"} <= {end for *_, end in plain}
+    for one, other in zip(plain, slotted, strict=True):
+        assert one == other or (other[2] == "cancelled" and one[0][: len(other[0])] == other[0])
+
+
 def test_a_text_that_cannot_end_within_the_positions_is_refused():
     bank = bank_of("gpt2", {"prompt": KINDS["prompt"]})
     decoder = Decoder(bank)

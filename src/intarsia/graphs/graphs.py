@@ -141,6 +141,8 @@ class Graphs:
 
     def forget(self, slots: Slots) -> None:
         """The graphs that write to these go, and their memory with them."""
+        if self._on_gpu:
+            torch.cuda.current_stream().synchronize()  # one of them may be running
         for key in [key for key in self._passes if key.slots is slots]:
             del self._passes[key]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,8 @@ from intarsia.serving.cache import merged, merged_masks, new_cache
 from intarsia.serving.sampling import Chooser
 from intarsia.serving.slots import Seat, Seats
 from intarsia.serving.text import TextStream
-from intarsia.serving.writing import Emitted, Writing, keeps_rows, next_tokens
+from intarsia.serving.writing import Emitted, Writing, keeps_rows, next_tokens, taken
+from intarsia.staged import Returning
 
 PREFILL = 4096
 """Tokens of prompts, padding counted, that are read in one forward pass; a longer prompt is alone."""
@@ -59,6 +60,9 @@ class Decoder:
         self._groups: dict[str, _Group] = {}
         self._seats = Seats(bank, max_rows, max_tokens)
         self._seated: dict[Writing, Seat] = {}
+        self._ahead: tuple[list[Writing], Returning] | None = None
+        """Seated rows whose next pass is under way, and what will be the likeliest token of each. A GPU works on it while the
+        tokens before are made text; a row that ends by its text has then read one token too many, which nobody sees."""
         self._ends = frozenset(end_tokens(bank.backbone))
         takes = inspect.signature(bank.backbone.model.forward).parameters
         self._positions = "position_ids" in takes
@@ -105,11 +109,15 @@ class Decoder:
         emitted = []
         if self._seated:
             emitted += self._guarded(list(self._seated), self._step_seated)
+        else:
+            self._ahead = None
         for word in list(self._groups):
             emitted += self._guarded(self._groups[word].rows, lambda word=word: self._step(word))
         for word, joining in self._admitted().items():
             for batch in _packs(joining) if word == _SEATED else [joining]:
                 emitted += self._guarded(batch, lambda word=word, batch=batch: self._join(word, batch))
+        if self._ahead is None and self._seated:
+            emitted += self._guarded(list(self._seated), self._go_ahead)
         return emitted
 
     def _word(self, writing: Writing) -> str:
@@ -122,7 +130,31 @@ class Decoder:
                 self._seats.seats.remove(seat)
 
     def _step_seated(self) -> list[Emitted]:
-        return self._read(list(self._seated), [[seat.last] for seat in self._seated.values()])
+        """The tokens of the pass that is under way; the next one begins before they are made text."""
+        if self._ahead is None:
+            return self._read(list(self._seated), [[seat.last] for seat in self._seated.values()])
+        asked, [best] = self._ahead[0], self._ahead[1].wait()
+        # Others have been cancelled, or their text has ended in the meantime.
+        found = {row: token for row, token in zip(asked, best.tolist(), strict=True) if row in self._seated}
+        for row, token in found.items():
+            self._seated[row].last = token
+        self._go_ahead({row for row, token in found.items() if self._ends_with(row, token)})
+        tokens, emitted = taken(list(found), list(found.values()), self._ends)
+        self._leave([row for row, token in zip(found, tokens, strict=True) if token is None])
+        return emitted
+
+    def _ends_with(self, row: Writing, token: int) -> bool:
+        return token in self._ends or len(row.new) + 1 == row.sampling.max_tokens
+
+    def _go_ahead(self, over: Collection[Writing] = ()) -> list[Emitted]:
+        """Begins the next pass of all seated rows but these, where the likeliest token is what each of them takes."""
+        self._ahead = None
+        rows = [row for row in self._seated if row not in over]
+        if rows and not any(row.sampling.temperature for row in rows):
+            seats = [self._seated[row] for row in rows]
+            scores = self._seats.read(seats, [[seat.last] for seat in seats])
+            self._ahead = rows, Returning([scores.argmax(-1)])
+        return []
 
     def _read(self, rows: list[Writing], tokens: list[list[int]]) -> list[Emitted]:
         """The next token of seated rows, which read these first."""

@@ -50,11 +50,17 @@ class Emitted:
 def next_tokens(
     rows: Sequence[Writing], scores: Tensor, ends: Collection[int]
 ) -> tuple[list[int | None], list[Emitted]]:
-    """The next token of each row, None where it has ended, and what its caller sees of it. scores: (B, V);
-    ends: tokens that end a text."""
+    """As `taken`, of the tokens that each row's settings choose. scores: (B, V)."""
+    return taken(rows, choose(scores, [row.chooser for row in rows]), ends)
+
+
+def taken(
+    rows: Sequence[Writing], chosen: Sequence[int], ends: Collection[int]
+) -> tuple[list[int | None], list[Emitted]]:
+    """The next token of each row, None where it has ended, and what its caller sees of it. ends: tokens that end a text."""
     tokens: list[int | None] = []
     emitted: list[Emitted] = []
-    for row, token in zip(rows, choose(scores, [row.chooser for row in rows]), strict=True):
+    for row, token in zip(rows, chosen, strict=True):
         finish, text = None, ""
         if token in ends:
             finish, text = "stop", row.text.finish()
