@@ -106,17 +106,19 @@ class PackedStepper:
             self._capture()
 
     def _capture(self) -> None:
-        """Warm-up passes change no weights: they end before the update."""
+        """Warm-up passes change no weights: they end before the update. On the capture's own stream, as cuBLAS keeps memory for
+        each that it has seen; and what they took is given back."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
         with self._running():
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(stream):
                 for _ in range(2):
                     self._gradients()
-            torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, stream=stream):
                 self._pass()
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.empty_cache()
         self._replay = graph.replay
 
     @contextmanager
