@@ -28,6 +28,8 @@ from intarsia.task import Task
 
 SMALL = 4096
 """Numbers of a matrix up to which copying it costs less than a product of its own (measured on two cores)."""
+_IDLE = 64
+"""Forms that are kept without a task."""
 
 
 def by_row(values: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
@@ -240,6 +242,8 @@ class Shelf:
             raise ConfigError(f"TaskBank.capacity is in bytes and must be at least 1, got {capacity}")
         self.device, self.capacity = device, capacity
         self._forms: dict[tuple[object, ...], Form] = {}
+        self._idle: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        """Forms that no task has now, the longest unused first: the next task of their shape finds the graphs that were made."""
         self._here: OrderedDict[str, Stored] = OrderedDict()
         """On the device, the least recently used first."""
         self._away: dict[str, Stored] = {}
@@ -261,6 +265,7 @@ class Shelf:
     def put(self, name: str, stored: Stored) -> None:
         """Under this name, on the device, which may page others out."""
         self._forms[stored.form.key] = stored.form
+        self._idle.pop(stored.form.key, None)
         stored.form.users += 1
         self._away[name] = stored
         self.paged += stored.nbytes
@@ -276,7 +281,9 @@ class Shelf:
             self.paged -= stored.nbytes
         stored.form.users -= 1
         if not stored.form.users:
-            del self._forms[stored.form.key]
+            self._idle[stored.form.key] = None
+            if len(self._idle) > _IDLE:
+                del self._forms[self._idle.popitem(last=False)[0]]
 
     def here(self, name: str) -> bool:
         """Whether the task is on the device."""

@@ -16,6 +16,7 @@ from intarsia.backbone.packed import Segments, packed
 from intarsia.bank import TaskBank
 from intarsia.errors import UnsupportedError
 from intarsia.graphs import Graphs, pack_rows
+from intarsia.graphs.one import Key
 from intarsia.heads import Decoding, Head
 from intarsia.methods import PromptTuning
 from intarsia.task import Task
@@ -176,7 +177,7 @@ def test_gradients_long_rows_and_tasks_in_training_take_the_plain_path():
     assert not any(bank.graphs.seen)
 
 
-def test_a_model_that_waits_for_the_device_takes_the_plain_path():
+def test_a_model_that_waits_for_the_device_has_no_graphs():
     """As the routing of experts does: such a pass is no graph."""
     tasks = tasks_of(wrap("bert"), ("serial", "lora", "prefix flat"))
     rows = mixed(tasks, "bert")
@@ -186,9 +187,41 @@ def test_a_model_that_waits_for_the_device_takes_the_plain_path():
     backbone.base.encoder.layer[0].register_forward_hook(lambda _m, _a, y: y * (1 + 0 * y.sum().item()))
     bank = graphed(backbone, tasks)
     with torch.no_grad():
-        for _ in range(2):
+        for _ in range(3):
             same(bank(batch, tasks=rows), want, batch, rows)
-    assert set(bank.graphs.seen) == {DEVICE == "cpu"}  # where there is no capture to fail
+    assert all(bank.graphs.seen)
+    assert not bank.graphs._passes
+
+
+def test_few_graphs_serve_rows_of_any_forms():
+    backbone = wrap("bert")
+    graphs, made, forms = Graphs(backbone, TaskBank(backbone).under), [], [object() for _ in range(6)]
+
+    def ask(*some):
+        """As `_run`, where a graph is made at once."""
+        key = Key(64, 16, 64, False, False, tuple(sorted(some, key=id)), None)
+        chosen, kept = graphs._chosen(key)
+        assert set(some) <= set(chosen.forms)
+        if kept and chosen not in graphs._passes:
+            made.append(chosen)
+            graphs._passes[chosen] = None
+            graphs._sizes.setdefault(chosen._replace(forms=()), []).append(chosen)
+        return chosen, kept
+
+    shuffle = random.Random(0)
+    assert ask(forms[0]) == (ask(forms[0])[0], False)  # the second one makes it
+    assert len(made) == 1
+    late = [ask(*shuffle.sample(forms, shuffle.randint(1, 6)))[1] for _ in range(500)][20:]
+    assert all(late)
+    assert len(made) < 10
+    for _ in range(20):
+        chosen, _ = ask(forms[0])
+    assert chosen.forms == (forms[0],)
+    many = [object() for _ in range(60)]  # more forms than a graph should know
+    before = len(made)
+    for _ in range(100):
+        ask(*shuffle.sample(many, 20))
+    assert len(made) == before
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -197,7 +197,7 @@ def test_a_task_larger_than_the_capacity_is_refused_and_nothing_stays_behind():
         bank.add(make(backbone, "serial", "one"))
     assert not bank.tasks
     assert not bank._hooks
-    assert not bank._shelf._forms
+    assert not any(form.users for form in bank._shelf._forms.values())
     with pytest.raises(ConfigError, match="capacity"):
         TaskBank(backbone, capacity=0)
 
@@ -246,7 +246,8 @@ def test_evicting_everything_frees_what_the_bank_took():
     bank.detach()
     gc.collect()
     assert {name: len(module._forward_hooks) for name, module in backbone.base.named_modules()} == before
-    assert (bank.device_bytes, len(bank._shelf._forms), len(bank._hooks)) == (0, 0, 0)
+    assert (bank.device_bytes, len(bank._shelf._here), len(bank._hooks)) == (0, 0, 0)
+    assert not any(form.users for form in bank._shelf._forms.values())
 
 
 def test_live_and_stored_tasks_mix_and_only_the_live_ones_learn():

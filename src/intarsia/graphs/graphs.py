@@ -5,7 +5,7 @@ B rows, T columns of the caller's batch, D width of the states, V words.
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
@@ -27,8 +27,14 @@ from intarsia.storage import Form, Stored
 
 LONGEST = 256
 """Tokens of a row beyond which kernels for long sequences are the better ones, and launches matter less."""
-_KEPT = 64
+_KEPT = 128
 """Graphs; the least recently used go."""
+_OFTEN = 8
+"""How often rows take a graph of more forms than they have, which launches what they do not need, before they get their own."""
+_OWN = 4
+"""Graphs of one size, for different forms, that are made for that reason."""
+_MOST = 8
+"""Forms of a graph that is made for any rows which have some of them."""
 _LEAST = 16
 """Columns and rows of the smallest pass."""
 
@@ -39,6 +45,11 @@ class Graphs:
     def __init__(self, backbone: Backbone, under: Under) -> None:
         self.backbone, self._under = backbone, under
         self._passes: OrderedDict[Key, OnePass] = OrderedDict()
+        self._sizes: dict[Key, list[Key]] = {}
+        """The keys of `_passes`, by what they are without forms."""
+        self._asked: Counter[Key] = Counter()
+        self._never: set[Key] = set()
+        """What cannot be a graph: the model waits for the device in between, as the routing of experts does."""
         self._refused: set[Key] = set()
         """What the model does that packed rows do not know (ModernBERT's window, for long rows), found out by running it."""
         self._first_position = backbone.first_position
@@ -108,6 +119,7 @@ class Graphs:
             tuple(sorted({form for form in forms if form is not None}, key=id)),
             slots,
         )
+        key, kept = self._chosen(key)
         if key in self._refused:
             return None
         one = self._passes.get(key) or OnePass(self.backbone, key, self._anchor, self._room(key))
@@ -119,32 +131,66 @@ class Graphs:
         if key.entered:
             self._enter(one, made, flats, forms)
         try:
-            self._send(one, flats)
+            self._send(one, flats, kept)
         except UnsupportedError:
             self._refused.add(key)
             return None
         return one.out
 
-    def _send(self, one: OnePass, flats: Sequence[Tensor | None]) -> None:
-        if not self._on_gpu:
-            one.run(self._under, one.route(flats))
-            return
+    def _chosen(self, key: Key) -> tuple[Key, bool]:
+        """The key of a graph that serves these rows, and whether it is there or worth making; else the pass is run as it is.
+
+        Rows of any forms come together by chance, and making a graph takes ten times as long as a pass. So a graph of other rows
+        that knows more forms will do, for a while; and the first rows of their sort get none.
+        """
+        if key in self._passes:
+            return key, True
+        if len(self._asked) > 100 * _KEPT:
+            self._asked.clear()
+        alike = self._sizes.get(key._replace(forms=()), [])
+        wider = [other for other in alike if set(key.forms) <= set(other.forms)]
+        self._asked[key] += 1
+        if wider:
+            own = self._asked[key] > _OFTEN and len(alike) < _OWN and key not in self._never
+            return (key if own else min(wider, key=lambda other: len(other.forms))), True
+        both = {form for other in (key, *alike) for form in other.forms}
+        if alike and len(both) <= _MOST:
+            wanted = key._replace(forms=tuple(sorted(both, key=id)))
+            self._asked[wanted] += 1
+            return (wanted, True) if self._asked[wanted] > 1 and wanted not in self._never else (key, False)
+        return key, self._asked[key] > 1 and key not in self._never
+
+    def _send(self, one: OnePass, flats: Sequence[Tensor | None], kept: bool) -> None:
+        if self._on_gpu and kept and one.replay is None:
+            self._make(one)
         if one.replay is None:
-            assert self._stream is not None
-            one.capture(self._under, self._stream, self._pool)
+            one.run(self._under, one.route(flats))
+        else:
+            self._passes.move_to_end(one.key)
+            one.replay()
+
+    def _make(self, one: OnePass) -> None:
+        assert self._stream is not None
+        one.capture(self._under, self._stream, self._pool)
+        if one.replay is None:
+            self._never.add(one.key)
+            return
         self._passes[one.key] = one
-        self._passes.move_to_end(one.key)
+        self._sizes.setdefault(one.key._replace(forms=()), []).append(one.key)
         if len(self._passes) > _KEPT:
-            self._passes.popitem(last=False)
-        assert one.replay is not None
-        one.replay()
+            self._drop(next(iter(self._passes)))
+
+    def _drop(self, key: Key) -> None:
+        del self._passes[key]
+        self._sizes[key._replace(forms=())].remove(key)
 
     def forget(self, slots: Slots) -> None:
         """The graphs that write to these go, and their memory with them."""
         if self._on_gpu:
             torch.cuda.current_stream().synchronize()  # one of them may be running
         for key in [key for key in self._passes if key.slots is slots]:
-            del self._passes[key]
+            self._drop(key)
+        self._sizes = {size: keys for size, keys in self._sizes.items() if keys}
 
     def _enter(self, one: OnePass, made: Packed, flats: Sequence[Tensor | None], forms: Sequence[Form | None]) -> None:
         """Embeddings of the tokens, and the prompts' vectors in their columns."""
