@@ -26,24 +26,17 @@ SUITES = {
     "kernels, few sizes": ["tests/ops/test_ops_addressed.py", "-k", "bfloat16 and not 40"],
     "a bank's rows": ["tests/bank/test_bank_graphs.py", "-k", "kernels_find"],
 }
+GRAPHS = "a bank's rows"
+"""Which wants graphs, and torch makes none without its allocator: the failed call of CUDA is no error of a kernel."""
 JOBS = (("memcheck", "kernels"), ("memcheck", "a bank's rows"), ("racecheck", "kernels, few sizes"))
 """racecheck takes minutes for what memcheck does in one."""
 
 
 def run(tool: str, suite: str, limit: float) -> dict[str, object]:
     """One tool over one suite."""
-    command = [
-        "compute-sanitizer",
-        "--tool",
-        tool,
-        *TOOLS[tool],
-        "--error-exitcode",
-        "99",
-        sys.executable,
-        "-m",
-        "pytest",
-    ]
-    command += ["-p", "no:cacheprovider", "-p", "no:benchmark", *SUITES[suite]]
+    quiet = ["--report-api-errors", "no"] if suite == GRAPHS else []
+    command = ["compute-sanitizer", "--tool", tool, *TOOLS[tool], *quiet, "--error-exitcode", "99"]
+    command += [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark", *SUITES[suite]]
     start = time.perf_counter()
     try:
         made = subprocess.run(
