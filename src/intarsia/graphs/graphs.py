@@ -153,7 +153,7 @@ class Graphs:
         if wider:
             own = self._asked[key] > _OFTEN and len(alike) < _OWN and key not in self._never
             return (key if own else min(wider, key=lambda other: len(other.forms))), True
-        both = {form for other in (key, *alike) for form in other.forms}
+        both = {form for other in (key, *alike) for form in other.forms if form.users}
         if alike and len(both) <= _MOST:
             wanted = key._replace(forms=tuple(sorted(both, key=id)))
             self._asked[wanted] += 1
