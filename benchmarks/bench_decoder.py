@@ -15,6 +15,7 @@ request alone. Writes results/decoder_{cpu,cuda}.{json,md}.
 from __future__ import annotations
 
 import argparse
+import inspect
 import random
 import statistics
 import time
@@ -128,10 +129,17 @@ class Stock:
     def __init__(self, device: str, rows: int, ends: list[int], longest: int) -> None:
         self.ends, self.model = ends, model_on(device)
         blocks = 2 * rows * (longest // PAGE + 2)
+        known = inspect.signature(transformers.ContinuousBatchingConfig).parameters
+        options = {
+            "page_size" if "page_size" in known else "block_size": PAGE,
+            "num_blocks": blocks,
+            "max_batch_tokens": max(512, 64 * rows),
+            "max_requests_per_batch": rows,
+        }
         self.manager = self.model.init_continuous_batching(
             generation_config=settings(longest, ends),
             continuous_batching_config=transformers.ContinuousBatchingConfig(
-                page_size=PAGE, num_blocks=blocks, max_batch_tokens=max(512, 64 * rows), max_requests_per_batch=rows
+                **{name: value for name, value in options.items() if name in known}
             ),
         )
         self.manager.warmup()

@@ -34,7 +34,7 @@ LABELS = ("no", "yes", "perhaps")
 
 def save_task(backbone: Backbone, folder: Path, number: int, *, spread: float = 0.02) -> Task:
     """A task folder of random values; the number chooses them, and the method."""
-    task = Task.new(folder.name, backbone, METHODS[number % len(METHODS)], Head(labels=LABELS)).eval()
+    task = Task.new(folder.name, backbone, METHODS[number % len(METHODS)], Head(labels=LABELS)).eval().cpu()
     numbers = torch.Generator().manual_seed(number)
     with torch.no_grad():
         for parameter in task.parameters():

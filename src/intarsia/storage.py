@@ -157,13 +157,15 @@ class Form:
         """(size,): the task's tensors in their folded form, where they are, in the backbone's dtype, as each use casts them."""
         device = next((parameter.device for parameter in task.parameters()), torch.device("cpu"))
         flat = torch.zeros(sum(self.sizes), dtype=dtype, device=device)
-        pieces = self.pieces(flat)
+        pieces, into, given = self.pieces(flat), [], []
         for key, places in self.layout.items():
             delta = task.delta(key)
             assert delta is not None
             tensors = dict(delta.fold().named_parameters())
-            for name, piece, _ in places:
-                pieces[piece].copy_(tensors[name].detach().flatten())
+            into += [pieces[piece] for _, piece, _ in places]
+            given += [tensors[name].detach().flatten() for name, _, _ in places]
+        if into:
+            torch._foreach_copy_(into, given)  # a GPU gets some launches for all, and not one for each
         return flat
 
     def unpack(self, flat: Tensor, task: Task) -> Task:

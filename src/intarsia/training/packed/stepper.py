@@ -21,8 +21,9 @@ from intarsia.training.packed.stack import Stack, form_of
 
 _GRAIN = 16
 """Columns and places come in multiples of it, so that a little more does not want another graph."""
-_FORESEEN = 3
-"""Epochs whose steps are looked at beforehand. Their sums of tokens differ by a hundredth, and every unused column is computed."""
+_FORESEEN = 20
+"""Epochs whose steps are looked at beforehand. Their sums of tokens differ by a hundredth: every unused column is computed, and
+one too few makes another graph."""
 
 
 class PackedStepper:
@@ -96,7 +97,10 @@ class PackedStepper:
             self._fill(placed, keys, numbers)
 
     def _make(self, shape: Shape) -> None:
-        """A layout of this shape; on a GPU, the pass as a graph."""
+        """A layout of this shape; on a GPU, the pass as a graph. The one before goes first, and its memory."""
+        if self._replay is not None:
+            torch.cuda.current_stream().synchronize()
+            self._replay = None
         pad = self.bank.backbone.pad_id
         self.layout = Layout(
             self.readings, shape, pad=pad, types=self.types, device=self.device, dtype=self.stacks[0].master.dtype
