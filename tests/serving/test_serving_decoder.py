@@ -1,6 +1,8 @@
 """Continuous batching: every text is the one that its request gets alone, whoever joins and leaves meanwhile."""
 
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -230,6 +232,19 @@ def seated(family, **more):
     bank = bank_of(family, **more)
     bank.graphs = Graphs(bank.backbone, bank.under)
     return bank
+
+
+def test_slots_that_are_outgrown_are_freed(monkeypatch):
+    monkeypatch.setattr(slots, "_COLUMNS", 4)
+    bank = seated("llama")
+    decoder = Decoder(bank)
+    decoder.add(Writing([5, 6], "lora", Sampling(max_tokens=6)))
+    decoder.step()
+    small = weakref.ref(decoder._seats._slots)
+    decoder.add(Writing([5, 6], "lora", Sampling(max_tokens=30)))
+    decoder.step()
+    gc.collect()
+    assert small() is None
 
 
 def test_slots_that_are_too_small_grow_while_texts_are_written(monkeypatch):

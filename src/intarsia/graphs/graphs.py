@@ -191,6 +191,9 @@ class Graphs:
         for key in [key for key in self._passes if key.slots is slots]:
             self._drop(key)
         self._sizes = {size: keys for size, keys in self._sizes.items() if keys}
+        self._asked = Counter({key: count for key, count in self._asked.items() if key.slots is not slots})
+        self._never = {key for key in self._never if key.slots is not slots}
+        self._refused = {key for key in self._refused if key.slots is not slots}
 
     def _enter(self, one: OnePass, made: Packed, flats: Sequence[Tensor | None], forms: Sequence[Form | None]) -> None:
         """Embeddings of the tokens, and the prompts' vectors in their columns."""
