@@ -28,6 +28,9 @@ from intarsia.task import Task
 
 SMALL = 4096
 """Numbers of a matrix up to which copying it costs less than a product of its own (measured on two cores)."""
+MEDIUM = 40_000
+"""Likewise, where nearly every row is of another task: one product for all rows then costs less than many small ones (a third less
+for rows of 64 tokens and adapters of width 48 over 384, nothing beyond 768)."""
 _IDLE = 64
 """Forms that are kept without a task."""
 
@@ -77,6 +80,8 @@ class Form:
         self.common: dict[str, Any] = {}
         """What its first stored task knows, for others that know the same."""
         self.layout = {key: [] for key in self.shells}
+        self.largest = 0
+        """Numbers of the largest matrix that lies apart."""
         self._place(apart=False)
         self.near = len(self.sizes)
         """Pieces of tensors that a batch's tasks are cheaper to have together; those behind them are read where they lie."""
@@ -119,6 +124,7 @@ class Form:
                 shape = parameter.shape[1:]
                 if apart == (isinstance(shell, ProjectionDelta) and len(shape) == 2 and shape.numel() > SMALL):
                     self.layout[key].append(Place(name, len(self.sizes), shape))
+                    self.largest = max(self.largest, shape.numel() if apart else 0)
                     self.sizes += [shape.numel(), -shape.numel() % ALIGN]
 
     def pieces(self, flat: Tensor) -> Sequence[Tensor]:
