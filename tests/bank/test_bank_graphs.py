@@ -266,6 +266,9 @@ def test_few_graphs_serve_rows_of_any_forms():
     for _ in range(20):
         chosen, _ = ask(forms[0])
     assert chosen.forms == (forms[0],)
+    gone = Fake()
+    gone.users = 0
+    assert [ask(gone, forms[1])[1] for _ in range(4)] == 4 * [False]
     many = [Fake() for _ in range(60)]  # more forms than a graph should know
     before = len(made)
     for _ in range(100):
