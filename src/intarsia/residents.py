@@ -17,8 +17,9 @@ from intarsia.backbone.hooks import Hooks
 from intarsia.errors import TaskError, nearest
 from intarsia.ops import Before, fused
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
+from intarsia.shelf import Shelf
 from intarsia.sites import Role, Site
-from intarsia.storage import Live, Shelf, Stored
+from intarsia.storage import Live, Stored
 from intarsia.task import Task
 
 

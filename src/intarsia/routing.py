@@ -14,7 +14,6 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from intarsia import storage
 from intarsia.backbone import Backbone
 from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
@@ -59,8 +58,7 @@ class OneRun:
 class StoredRun:
     """Rows of stored tasks of one form.
 
-    A GPU wants few launches, so the rows' tasks are stacked, once for all sites. A CPU reads each task's larger matrices where they
-    lie.
+    A GPU wants few launches, so the rows' tasks are stacked, once for all sites. A CPU reads each task's matrices where they lie.
     The tensors that the tasks have now are kept as long as the run is.
     """
 
@@ -76,8 +74,7 @@ class StoredRun:
         """What is brought together of the tasks, and what lies apart."""
         if len(self.tasks) == 1:
             return self.form.pieces(self.tasks[0]), ()
-        several = 2 * len(self.tasks) <= self.rows
-        if not self.stacked and (several or self.form.largest > storage.MEDIUM):
+        if not self.stacked:
             near = [flat[: self.form.near_size] for flat in self.tasks]
             apart = [self.form.apart(flat) for flat in self.tasks]
             return self.form.near_pieces(torch.stack(by_row(near, self.counts))), apart

@@ -64,7 +64,6 @@ modes = pytest.mark.parametrize("mode", ["pieces", "copies", "stacks"], indirect
 @pytest.fixture
 def mode(request, monkeypatch):
     monkeypatch.setattr("intarsia.storage.SMALL", 0 if request.param == "pieces" else 4096)
-    monkeypatch.setattr("intarsia.storage.MEDIUM", 0 if request.param == "pieces" else 40_000)
     return request.param == "stacks"
 
 

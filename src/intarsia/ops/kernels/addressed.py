@@ -75,6 +75,16 @@ def adapt_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, for
             tl.store(place, out.to(y_ptr.dtype.element_ty), mask=there)
 
 
+@triton.jit
+def _single(forms_ptr, starts_ptr, row, form, EQUAL: tl.constexpr):
+    """Where the one token of a row is, and whether there is one, of this form."""
+    at = row if EQUAL else tl.load(starts_ptr + row)
+    mine = tl.load(forms_ptr + row) == form
+    if not EQUAL:
+        mine = mine & (tl.load(starts_ptr + row + 1) > at)
+    return at, mine
+
+
 # A row of one token, as texts that are written have them, would fill a sixteenth of a tile, and one program would read all of its
 # task's matrices, one piece after the other. Here many read a part each, the lower matrix first.
 @triton.jit(do_not_specialize=["form", "down", "down_bias"])
@@ -82,10 +92,7 @@ def narrow_tokens(x_ptr, z_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, 
                   KIND: tl.constexpr, BIAS: tl.constexpr, EQUAL: tl.constexpr, PART: tl.constexpr,
                   CHUNK: tl.constexpr):  # fmt: skip
     row, columns = tl.program_id(0), tl.program_id(1) * PART + tl.arange(0, PART)
-    at = row if EQUAL else tl.load(starts_ptr + row)
-    mine = tl.load(forms_ptr + row) == form
-    if not EQUAL:
-        mine = mine & (tl.load(starts_ptr + row + 1) > at)
+    at, mine = _single(forms_ptr, starts_ptr, row, form, EQUAL)
     if mine:
         known = columns < narrow
         own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + row), 8)
@@ -109,10 +116,7 @@ def widen_tokens(z_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, f
                  learned, scale, BIAS: tl.constexpr, LEARNED: tl.constexpr, EQUAL: tl.constexpr, PART: tl.constexpr,
                  NARROW: tl.constexpr):  # fmt: skip
     row, w = tl.program_id(0), tl.program_id(1) * PART + tl.arange(0, PART)
-    at = row if EQUAL else tl.load(starts_ptr + row)
-    mine = tl.load(forms_ptr + row) == form
-    if not EQUAL:
-        mine = mine & (tl.load(starts_ptr + row + 1) > at)
+    at, mine = _single(forms_ptr, starts_ptr, row, form, EQUAL)
     if mine:
         columns, there = tl.arange(0, NARROW), w < writes
         own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + row), 8)
