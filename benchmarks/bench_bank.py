@@ -56,10 +56,10 @@ METHODS: dict[str, Any] = {
 }
 TRAFFIC = ("identical", "uniform", "zipf", "distinct")
 NOTES = {
-    "cpu": "Goal: 0.95 with 1,024 tasks and uniform traffic. Here adapters 0.951, LoRA 0.963, three methods 1.005; but "
-    "`identical`, which should be 1, has 0.96 to 1.07 on this shared machine, and six runs of that day gave adapters 0.91 to "
-    "0.95, LoRA 0.94 to 1.02, three methods 0.92 to 1.0: adapters a little below the goal, the others at it. What adapters lose "
-    "are many small products, of matrices that are not in the cache.",
+    "cpu": "Goal: 0.95 with 1,024 tasks and uniform traffic. Here adapters 0.90, LoRA 0.995, three methods 1.07; but `identical`, "
+    "which should be 1, has 0.96 to 1.04 on this shared machine, and other runs of that day gave adapters 0.91 to 0.95, LoRA 0.96 "
+    "to 1.02, three methods 0.92 to 1.0. So adapters miss the goal, the others stand at it. What adapters lose are many small "
+    "products, of matrices that are not in the cache; to bring them together gained nothing that was sure, and was taken back.",
     "cuda": "Passes are CUDA graphs over packed rows. Goals, 0.95 for encoders and 0.90 for decoding, with 1,024 tasks and "
     "uniform traffic, are met: adapters 0.965 and 0.953, LoRA 0.987 and 0.971, three methods 0.966 and 0.91 (0.61 and 0.62 before "
     "graphs; 0.92 and 0.87 before rows of one token had kernels of their own and batches followed one another without a wait). "

@@ -8,6 +8,7 @@ from intarsia.ops import ALIGN, NOBODY, offsets_from
 from intarsia.ops.addressed import At, Before, Rows, adapt_, add_norms_, add_vectors_
 from intarsia.ops.prefixed import prefixed_attention
 from intarsia.ops.segments import segment_attention
+from ops.on_device import DEVICE, both, poison  # noqa: F401 - a fixture for all tests here
 
 pytest.importorskip("triton")
 
@@ -15,23 +16,12 @@ from intarsia.ops.kernels.addressed import adapt, add_norms
 from intarsia.ops.kernels.prefixed import prefixed
 from intarsia.ops.kernels.segments import launch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [(torch.float32, 5e-6), *([(torch.bfloat16, 2e-2)] if DEVICE == "cuda" else [])]
-both = pytest.mark.parametrize(("dtype", "tol"), DTYPES, ids=[str(dtype) for dtype, _ in DTYPES])
 LENGTHS = [5, 1, 70, 2, 17]
 """Tokens of the rows."""
 LAYOUTS = {"packed": LENGTHS, "padded": [19] * 5, "packed, one token": [1, 1, 1, 1, 0], "padded, one token": [1] * 5}
 """Of packed rows three more columns are nobody's."""
 MINE, OTHERS = 0, 1
 FORMS = [MINE, OTHERS, MINE, NOBODY, MINE]
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    """What a kernel leaves unwritten is nan: torch fills fresh memory so in its deterministic mode."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def numbers(*shape, dtype, seed=0):

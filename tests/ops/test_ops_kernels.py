@@ -6,6 +6,7 @@ import torch
 
 from intarsia.ops import ACTIVATIONS, offsets_from, reference
 from intarsia.ops.segments import _reference
+from ops.on_device import DEVICE, both, poison  # noqa: F401 - a fixture for all tests here
 
 pytest.importorskip("triton")
 
@@ -17,18 +18,6 @@ from intarsia.ops.kernels.gather import gather
 from intarsia.ops.kernels.norms import launch as launch_norm_change
 from intarsia.ops.kernels.norms import norm_change
 from intarsia.ops.kernels.segments import short_segments
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [(torch.float32, 5e-6), *([(torch.bfloat16, 2e-2)] if DEVICE == "cuda" else [])]
-both = pytest.mark.parametrize(("dtype", "tol"), DTYPES, ids=[str(dtype) for dtype, _ in DTYPES])
-
-
-@pytest.fixture(autouse=True)
-def _poison():
-    """What a kernel leaves unwritten is nan: torch fills fresh memory so in its deterministic mode."""
-    torch.use_deterministic_algorithms(True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def numbers(*shape, dtype, seed=0):
