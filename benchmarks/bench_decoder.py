@@ -8,8 +8,8 @@ are random tokens, so no two share a beginning. Every contender may write so man
 round, in one process, each on a model of its own. Tokens are those that a request asked for: padding, and a batch that waits
 for its longest text, count for nothing. Our decoder also turns tokens into text as they come, the others do not.
 transformers' manager is told how large its cache must be (left to itself it takes most of the memory) and stays up between
-rounds; its start is not timed. `same texts`: of so many requests, those whose tokens are the ones that `generate` gives the
-request alone. Writes results/decoder_{cpu,cuda}.{json,md}.
+rounds, as ours does; its start is not timed. `same texts`: of so many requests, those whose tokens are the ones that
+`generate` gives the request alone. Writes results/decoder_{cpu,cuda}.{json,md}.
 """
 
 from __future__ import annotations
@@ -70,16 +70,17 @@ class Ours:
 
     def __init__(self, device: str, rows: int, tasks: int = 0) -> None:
         backbone = Backbone.load(MODEL, dtype=DTYPES[device], device=device)
-        self.bank, self.rows = TaskBank(backbone), rows
+        self.bank = TaskBank(backbone)
         self.ends = end_tokens(backbone)
         for number in range(tasks):
             task = Task.new(f"task {number}", backbone, LoRA(rank=8)).eval().requires_grad_(False)
             for parameter in task.parameters():
                 parameter.normal_(0, 0.02)
             self.bank.add(task)
+        self.decoder = Decoder(self.bank, max_rows=rows)
 
     def __call__(self, requests: Sequence[Request]) -> list[list[int]]:
-        decoder, names = Decoder(self.bank, max_rows=self.rows), list(self.bank.tasks) or [None]
+        decoder, names = self.decoder, list(self.bank.tasks) or [None]
         texts = [
             Writing(request.prompt, names[place % len(names)], Sampling(max_tokens=request.most))
             for place, request in enumerate(requests)

@@ -34,6 +34,21 @@ def test_a_model_that_waits_for_the_device_has_no_graphs():
     assert not bank.graphs._passes
 
 
+def test_a_pass_that_cannot_be_a_graph_is_run_as_it_is_and_said_once(monkeypatch, caplog):
+    tasks = tasks_of(wrap("bert"), ("serial", "lora"))
+    rows = mixed(tasks, "bert")
+    batch = ragged("bert", len(rows))
+    want = alone("bert", tasks, batch, rows)
+    bank = graphed(there("bert"), tasks)
+    bank.graphs.__dict__ |= {"able": True, "_on_gpu": True, "_stream": object()}
+    monkeypatch.setattr(OnePass, "capture", lambda *_: "the stream is capturing")
+    with torch.no_grad():
+        for part in (len(rows), len(rows), len(rows), 2, 2):
+            same(bank({k: v[:part] for k, v in batch.items()}, tasks=rows[:part]), want[:part], batch, rows[:part])
+    said = "BertModel: a pass is no CUDA graph, and is run as it is: the stream is capturing"
+    assert [record.getMessage() for record in caplog.records] == [said]
+
+
 def test_tasks_come_and_go_under_graphs_that_were_made_before(monkeypatch):
     """A graph has what was hooked when it was made, and nothing else, whoever's rows it gets later."""
     tasks = tasks_of(wrap("bert"), ("serial", "parallel", "lora", "layer-norm", "prefix flat", "ptuning-v2"), each=1)

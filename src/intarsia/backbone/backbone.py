@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -29,6 +30,7 @@ from intarsia.backbone.loading import (
     quantise,
 )
 from intarsia.backbone.locate import locate
+from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.reuse import standing_in
 from intarsia.errors import BackboneError, ConfigError
@@ -97,6 +99,11 @@ class Backbone:
         row = family if family is not None else _family(model)
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         return cls(_freeze(model), tokenizer, name, row, fingerprint(model.base_model))
+
+    @cached_property
+    def plain(self) -> Plain:
+        """Norms and activations that torch has kernels for; found by trying, in the dtype that the model has then."""
+        return find_plain(self)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -9,10 +9,8 @@ K members, S columns, G segments (rows, and stretches of unused columns), P virt
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -21,7 +19,7 @@ from torch import Tensor, nn
 from intarsia.backbone.attention import EXTEND, Extend, Result
 from intarsia.errors import UnsupportedError
 from intarsia.ops import Before, segment_attention
-from intarsia.sites import Role, Site
+from intarsia.sites import Role
 
 if TYPE_CHECKING:
     from intarsia.backbone.backbone import Backbone
@@ -156,41 +154,6 @@ def register() -> None:
     AttentionMaskInterface.register(NAME, _no_mask)
 
 
-def plain_norms(backbone: Backbone) -> Iterator[tuple[Site, Any]]:
-    """The norms that are n(x) times their weight, plus their bias, and nothing else; some add 1 to their weight. RMSNorms in half
-    precision only: in float64 transformers' compute in fp32, and whoever replaces one would differ."""
-    half = backbone.dtype in (torch.bfloat16, torch.float16)
-    for site in (site for site in backbone.sites if site.role is Role.NORM):
-        module: Any = backbone.base.get_submodule(site.module)
-        if type(module) is nn.LayerNorm:
-            if module.elementwise_affine:
-                yield site, module
-        elif half and site.parameter == "rms" and getattr(module, "weight", None) is not None:
-            weight = module.weight.float()
-            probe = torch.linspace(-2, 3, len(weight), device=weight.device)
-            with torch.no_grad():
-                theirs = copy.deepcopy(module).float().forward(probe)  # past the hooks, which have tasks behind them
-            if torch.allclose(theirs, nn.functional.rms_norm(probe, weight.shape, weight, site.eps), rtol=1e-5):
-                yield site, module
-
-
-@contextmanager
-def _in_one_pass(backbone: Backbone) -> Iterator[None]:
-    """Meanwhile plain RMSNorms and GELU's approximation by tanh are torch's own kernels, where transformers has half a dozen each,
-    and keeps what is between them for gradients."""
-    from transformers.activations import FastGELUActivation, NewGELUActivation
-
-    norms = [(norm, site.eps) for site, norm in plain_norms(backbone) if site.parameter == "rms"]
-    gelus = [x for x in backbone.base.modules() if type(x) in (FastGELUActivation, NewGELUActivation)]
-    own = [(norm, partial(_rms_norm, norm, eps)) for norm, eps in norms]
-    with computing([*own, *((gelu, partial(nn.functional.gelu, approximate="tanh")) for gelu in gelus)]):
-        yield
-
-
-def _rms_norm(norm: Any, eps: float, hidden_states: Tensor) -> Tensor:
-    return nn.functional.rms_norm(hidden_states, norm.weight.shape, norm.weight, eps)
-
-
 @contextmanager
 def computing(modules: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
     """Meanwhile each module's own computation is another one; its hooks stay."""
@@ -225,7 +188,7 @@ def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
     try:
         if backbone.model.config._attn_implementation != NAME:  # its rows would see each other
             raise UnsupportedError(f"{backbone.name!r} does not call transformers' attention interface")
-        with _in_one_pass(backbone):
+        with computing(backbone.plain.own):
             yield
     finally:
         backbone.attention.switch(before)

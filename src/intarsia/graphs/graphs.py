@@ -5,6 +5,7 @@ B rows, T columns of the caller's batch, D width of the states, V words.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -25,6 +26,7 @@ from intarsia.sites import Role
 from intarsia.staged import to_device
 from intarsia.storage import Form, Stored
 
+log = logging.getLogger("intarsia.graphs")
 LONGEST = 256
 """Tokens of a row beyond which kernels for long sequences are the better ones, and launches matter less."""
 _KEPT = 128
@@ -52,6 +54,7 @@ class Graphs:
         """What cannot be a graph: the model waits for the device in between, as the routing of experts does."""
         self._refused: set[Key] = set()
         """What the model does that packed rows do not know (ModernBERT's window, for long rows), found out by running it."""
+        self._said: set[str] = set()
         self._first_position = backbone.first_position
         with torch.inference_mode(False):
             self._anchor = torch.zeros(ALIGN, dtype=backbone.dtype, device=backbone.device)
@@ -132,7 +135,8 @@ class Graphs:
             self._enter(one, made, flats, forms)
         try:
             self._send(one, flats, kept)
-        except UnsupportedError:
+        except UnsupportedError as error:
+            self._say("rows are padded, not packed", str(error))
             self._refused.add(key)
             return None
         return one.out
@@ -176,14 +180,21 @@ class Graphs:
 
     def _make(self, one: OnePass) -> None:
         assert self._stream is not None
-        one.capture(self._under, self._stream, self._pool)
+        why = one.capture(self._under, self._stream, self._pool)
         if one.replay is None:
+            self._say("a pass is no CUDA graph, and is run as it is", why)
             self._never.add(one.key)
             return
         self._passes[one.key] = one
         self._sizes.setdefault(one.key._replace(forms=()), []).append(one.key)
         if len(self._passes) > _KEPT:
             self._drop(next(iter(self._passes)))
+
+    def _say(self, what: str, why: str) -> None:
+        """Once for each reason: nobody sees by the answers that they are slow."""
+        if why not in self._said:
+            self._said.add(why)
+            log.warning("%s: %s: %s", self.backbone.name, what, why)
 
     def _drop(self, key: Key) -> None:
         del self._passes[key]

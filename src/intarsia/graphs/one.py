@@ -122,18 +122,19 @@ class OnePass:
                 with self.backbone.only(self.here["last"]):
                     self.out[: self.key.rows].copy_(self.backbone.word_scores(batch))
 
-    def capture(self, under: Under, stream: torch.cuda.Stream, pool: Any) -> None:
-        """Once to compile the kernels, and once for the graph; `replay` stays None where there can be none."""
+    def capture(self, under: Under, stream: torch.cuda.Stream, pool: Any) -> str:
+        """Once to compile the kernels, and once for the graph. Returns why there is none, and `replay` stays None."""
         route = self._route = self.route()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             self.run(under, route)
-        graph = torch.cuda.CUDAGraph()
+        graph, why = torch.cuda.CUDAGraph(), ""
         try:
             # Others may bring tasks to the device meanwhile.
             with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.run(under, route)
-        except RuntimeError:  # it waits for the device in between, or memory is short
-            graph = None
+            self.replay = graph.replay
+        except RuntimeError as error:  # it waits for the device in between, or memory is short
+            why = str(error).partition("\n")[0] or type(error).__name__
         torch.cuda.current_stream().wait_stream(stream)
-        self.replay = None if graph is None else graph.replay
+        return why

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from intarsia import ops
-from intarsia.backbone.packed import plain_norms
 from intarsia.methods import ProjectionDelta, WeightDelta
 from intarsia.methods.norms import NormDelta
 from intarsia.task import Task
@@ -109,7 +108,7 @@ class Stack:
     def _see_norms(self) -> None:
         """One pass each way through a trained norm with its change, not two."""
         self.norms: dict[str, nn.Module] = {}
-        for site, norm in plain_norms(self.members[0].bank.backbone):
+        for site, norm in self.members[0].bank.backbone.plain.norms:
             if isinstance(delta := self.task.delta(site.key), NormDelta):
                 delta.own = ops.Own(norm.weight, getattr(norm, "bias", None))
                 self.norms[site.key] = norm

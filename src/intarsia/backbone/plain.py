@@ -1,0 +1,64 @@
+"""Modules of a backbone whose computation is one that torch has a kernel for.
+
+transformers' RMSNorms and its GELU by tanh are half a dozen kernels each, and keep what is between them for gradients.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.sites import Role, Site
+
+if TYPE_CHECKING:
+    from intarsia.backbone.backbone import Backbone
+
+
+class Plain(NamedTuple):
+    """What was found in one backbone."""
+
+    norms: tuple[tuple[Site, Any], ...]
+    """Those that are n(x) times their weight, plus their bias, and nothing else; some add 1 to their weight."""
+    own: tuple[tuple[nn.Module, Callable[[Tensor], Tensor]], ...]
+    """RMSNorms and activations, and the kernel that computes the same."""
+
+
+def find_plain(backbone: Backbone) -> Plain:
+    """Tries every RMSNorm, which waits for the device: not to be done while a graph is captured."""
+    from transformers.activations import FastGELUActivation, NewGELUActivation
+
+    norms = tuple(_norms(backbone))
+    gelus = [module for module in backbone.base.modules() if type(module) in (FastGELUActivation, NewGELUActivation)]
+    return Plain(
+        norms,
+        (
+            *((norm, partial(_rms_norm, norm, site.eps)) for site, norm in norms if site.parameter == "rms"),
+            *((gelu, partial(nn.functional.gelu, approximate="tanh")) for gelu in gelus),
+        ),
+    )
+
+
+def _norms(backbone: Backbone) -> Iterator[tuple[Site, Any]]:
+    """RMSNorms in half precision only: in float64 transformers' compute in fp32, and whoever replaces one would differ."""
+    half = backbone.dtype in (torch.bfloat16, torch.float16)
+    for site in (site for site in backbone.sites if site.role is Role.NORM):
+        module: Any = backbone.base.get_submodule(site.module)
+        if type(module) is nn.LayerNorm:
+            if module.elementwise_affine:
+                yield site, module
+        elif half and site.parameter == "rms" and getattr(module, "weight", None) is not None:
+            weight = module.weight.float()
+            probe = torch.linspace(-2, 3, len(weight), device=weight.device)
+            with torch.no_grad():
+                theirs = copy.deepcopy(module).float().forward(probe)  # past the hooks, which have tasks behind them
+            if torch.allclose(theirs, nn.functional.rms_norm(probe, weight.shape, weight, site.eps), rtol=1e-5):
+                yield site, module
+
+
+def _rms_norm(norm: Any, eps: float, hidden_states: Tensor) -> Tensor:
+    return nn.functional.rms_norm(hidden_states, norm.weight.shape, norm.weight, eps)
