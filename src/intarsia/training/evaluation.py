@@ -1,6 +1,6 @@
 """A task's answers on a batch source, and their scores."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,15 +49,20 @@ def evaluate(
     """
     if task.head.kind == "generation":
         return _evaluate_generation(bank, task, source, tick, writing)
-    answers, labels, losses = [], [], []
     with evaluating(bank, task):
-        for logits, y in _run(bank, task, source, tick, ready):
-            y = _labelled(y)
-            answers.append(logits)
-            labels.append(y)
-            losses.append((task.loss(logits, y).item(), weight(task.head, y)))
+        return measured(task, _run(bank, task, source, tick, ready))
+
+
+def measured(task: Any, answered: Iterable[tuple[Tensor, Tensor | None]]) -> Scores:
+    """Of logits (B, C), or (B, T, C), and labels, batch by batch. DataError where rows have no labels."""
+    answers, labels, losses = [], [], []
+    for logits, y in answered:
+        y = _labelled(y)
+        answers.append(logits)
+        labels.append(y)
+        losses.append((task.loss(logits, y).item(), weight(task.head, y)))
     kind = task.head.kind
-    loss = _mean(losses)
+    loss = mean_loss(losses)
     result = _scores(kind, answers)
     predicted, references = _pairs(kind, result.predictions, labels)
     metrics = compute_metrics(kind, predicted, references, task.head.labels) | {"loss": loss}
@@ -95,7 +100,7 @@ def _evaluate_generation(
             losses.append((loss.item(), weight(task.head, labels)))
             if tick is not None:
                 tick()
-        mean = {"loss": _mean(losses)}
+        mean = {"loss": mean_loss(losses)}
         if writing is None:
             return Scores(scores=[], predictions=[], metrics=mean)
         texts, references = [], []
@@ -112,8 +117,9 @@ def _labelled(labels: Tensor | None) -> Tensor:
     return labels
 
 
-def _mean(losses: list[tuple[float, int]]) -> float:
-    """The mean over all labels. A batch without one labelled word has no loss (it is nan), and no weight."""
+def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
+    """The mean over all labels, of batches' means and how many labels each has. A batch without one labelled word has no loss (it
+    is nan), and no weight."""
     if not losses:
         raise DataError("evaluation needs at least one row, got none")
     return sum(loss * n for loss, n in losses if n) / max(1, sum(n for _, n in losses))

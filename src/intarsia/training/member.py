@@ -20,7 +20,7 @@ from torch import Tensor
 
 from intarsia.errors import IntarsiaError, TrainingError
 from intarsia.training.checkpoint import restore_rng, rng_tensors, snapshot
-from intarsia.training.evaluation import evaluate
+from intarsia.training.evaluation import Scores, evaluate
 from intarsia.training.generating import Writing, wants_texts
 from intarsia.training.interrupt import CtrlC
 from intarsia.training.keeping import save
@@ -76,8 +76,6 @@ class Member:
         self.optimizer: OptimizerState = ({}, {})
         """Of its parameters, while no stepper has it."""
         self.stepper: Stepper | None = None
-        self.ready: Ready = as_it_is
-        """Makes a source's batch into one for the bank; its stepper says how."""
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(settings.seed)
             self.random = rng_tensors(self.device)
@@ -94,7 +92,7 @@ class Member:
     def look(self, ctrl_c: CtrlC) -> bool:
         """Evaluates and saves what is due at this step; whether another step follows. Stopped after Ctrl-C."""
         state = self.state
-        due = self._evaluation_due()
+        due = self.evaluation_due()
         if (
             not due
             and self.validation is not None
@@ -151,6 +149,11 @@ class Member:
             self.random = rng_tensors(self.device)
             restore_rng(before, self.device)
 
+    def scores(self, tick: Callable[[], None], ready: Ready = as_it_is) -> Scores:
+        """On its validation rows, batch after batch. ready: see `evaluate`."""
+        assert self.validation is not None
+        return evaluate(self.bank, self.task, self.validation, tick=tick, writing=self.writing, ready=ready)
+
     # -- looking at it -------------------------------------------------------------------------------------------------
 
     def read_losses(self) -> None:
@@ -193,7 +196,8 @@ class Member:
         self.report.log(state.step, state.loss, speed)
         state.window, state.window_tokens, state.window_seconds = [], 0, 0.0
 
-    def _evaluation_due(self) -> bool:
+    def evaluation_due(self) -> bool:
+        """Whether it is to be scored before its next step."""
         state, every = self.state, self.settings.evaluate_every or self.steps_per_epoch
         if self.validation is None or state.step == state.evaluated_at:
             return False
@@ -204,9 +208,7 @@ class Member:
         assert self.settings.metric is not None
         self.read_losses()
         state, metric = self.state, self.settings.metric
-        found = evaluate(
-            self.bank, self.task, self.validation, tick=ctrl_c.check, writing=self.writing, ready=self.ready
-        )
+        found = self.scores(ctrl_c.check) if self.stepper is None else self.stepper.evaluate(self, ctrl_c.check)
         metrics = found.metrics
         if not math.isfinite(metrics["loss"]):
             raise TrainingError(self._not_finite(f"the validation loss is {metrics['loss']}", state.step))

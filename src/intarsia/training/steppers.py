@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from intarsia.errors import DataError
 from intarsia.staged import to_device
+from intarsia.training.evaluation import Scores
 from intarsia.training.optim import OptimizerState, build_optimizer, load_optimizer_state, optimizer_state, trained
 from intarsia.training.reusing import Ready, as_it_is
 from intarsia.training.source import weight
@@ -31,6 +32,10 @@ class Stepper(Protocol):
         """One optimizer step of each member, over its next batches; tells them by `stepped`."""
         ...
 
+    def evaluate(self, member: Member, tick: Callable[[], None]) -> Scores:
+        """Its scores on its validation rows, as it is now. tick: called after each batch."""
+        ...
+
     def optimizer_state(self, member: Member) -> OptimizerState:
         """As it is now."""
         ...
@@ -46,7 +51,6 @@ class PlainStepper:
     def __init__(self, member: Member, ready: Ready = as_it_is) -> None:
         """ready: makes a source's batch into one for the bank."""
         self.member, self.ready = member, ready
-        member.ready = ready
         self.torch_optimizer = build_optimizer(member.task, member.settings)
         load_optimizer_state(self.torch_optimizer, member.task, member.optimizer)
         self.parameters = list(trained(member.task).values())
@@ -86,6 +90,10 @@ class PlainStepper:
         loss = member.bank.loss(moved, to_device(labels, member.device), task=member.name) * share
         loss.backward()
         return loss.detach()
+
+    def evaluate(self, member: Member, tick: Callable[[], None]) -> Scores:
+        """Batch after batch."""
+        return member.scores(tick, self.ready)
 
     def optimizer_state(self, member: Member) -> OptimizerState:
         """As torch's optimizer has it."""

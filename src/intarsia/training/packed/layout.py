@@ -41,6 +41,11 @@ class Shape(NamedTuple):
     longest: int
     """Of a row, its prompt included."""
 
+    @classmethod
+    def of(cls, placed: Placed) -> Shape:
+        """What these rows want."""
+        return cls(len(placed.lengths), len(placed.ids) + 1, len(placed.places), int(placed.lengths.max()))
+
     def grown(self, other: Shape) -> Shape:
         """Room for both."""
         return Shape(*(max(pair) for pair in zip(self, other, strict=True)))
@@ -205,8 +210,7 @@ class Layout:
 
     def fill(self, placed: Sequence[Placed], keys: Sequence[int], step: Sequence[Sequence[float]]) -> None:
         """The next pass. keys: of the head's dropout; step: the optimizer's numbers, (K, 3). TooSmall where rows have no room."""
-        needs = [Shape(len(one.lengths), len(one.ids) + 1, len(one.places), int(one.lengths.max())) for one in placed]
-        for need in needs:
+        for need in map(Shape.of, placed):
             if need.grown(self.shape) != self.shape:
                 raise TooSmall(need.grown(self.shape))
         integers, numbers = self._integers.next(), self._numbers.next()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,20 +47,31 @@ def losses(backbone: Backbone, tasks: Sequence[tuple[Task, int]], layout: Layout
 
     For generation, under `Backbone.only(layout.read)`.
     """
+    found = []
+    for head, span, scores in answers(backbone, tasks, layout):
+        labels, weights = (layout.here[name][span] for name in ("labels", "weights"))
+        found.append((_each(head, scores, labels) * weights).sum(1))
+    return torch.cat(found)
+
+
+def answers(
+    backbone: Backbone, tasks: Sequence[tuple[Task, int]], layout: Layout
+) -> Iterator[tuple[Head, slice, Tensor]]:
+    """Of each form: its head, whose members it has, and their fp32 scores: (n, R, C) of rows, or (n, Q, C) of places for token
+    classification and generation. As `losses`; a task in training has its head's dropout."""
     here = layout.here
     batch = {"input_ids": here["ids"], "position_ids": here["positions"], "attention_mask": layout.mask}
     if "types" in here:
         batch["token_type_ids"] = here["types"]
     generates = layout.readings[0].head.kind == "generation"
     read = backbone.word_scores(batch).view(*here["places"].shape, -1) if generates else backbone.features(batch)
-    found, at = [], 0
+    at = 0
     for task, count in tasks:
         span, at = slice(at, at + count), at + count
-        own = {name: here[name][span] for name in ("owner", "places", "labels", "weights", "keys")}
-        scores = read[span] if generates else _scores(task, read[span], own, layout.shape.rows, backbone.pooler)
+        own = {name: here[name][span] for name in ("owner", "places", "keys")}
         assert task.head is not None
-        found.append((_each(task.head, scores, own["labels"]) * own["weights"]).sum(1))
-    return torch.cat(found)
+        scores = read[span] if generates else _scores(task, read[span], own, layout.shape.rows, backbone.pooler)
+        yield task.head, span, scores
 
 
 def _scores(task: Task, states: Tensor, own: dict[str, Tensor], rows: int, pooler: Any) -> Tensor:
@@ -79,7 +90,7 @@ def _scores(task: Task, states: Tensor, own: dict[str, Tensor], rows: int, poole
         if head.pooling == "pooler" and head.kind != "token-classification":
             pooled = pooler(pooled.flatten(0, 1)[:, None]).view(count, -1, width)
         pooled = pooled.to(module.weight.dtype)
-    if head.dropout:
+    if head.dropout and task.training:
         pooled = ops.keyed_dropout(pooled, head.dropout, own["keys"])
     return ops.linear(pooled, module.weight, module.bias)
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from intarsia.backbone.packed import computing, packed
+from intarsia.training.evaluation import Scores
 from intarsia.training.member import Member
 from intarsia.training.optim import OptimizerState
 from intarsia.training.packed.layout import Layout, Placed, Reading, Shape, TooSmall, place_rows
 from intarsia.training.packed.losses import PackedRoute, losses
+from intarsia.training.packed.scoring import Scoring
 from intarsia.training.packed.stack import Stack, form_of
 
 _GRAIN = 16
@@ -49,6 +51,7 @@ class PackedStepper:
         self.norms = [norm for key, norm in self.stacks[0].norms.items() if key in shared]
         self.leaves = [leaf for stack in self.stacks for leaf in stack.leaves.values()]
         self._replay: Callable[[], None] | None = None
+        self._scoring = Scoring(self)
         self._make(_room(self._members, self.readings))
         for member in self._members:
             member.stepper = self
@@ -60,6 +63,7 @@ class PackedStepper:
 
     def step(self) -> None:
         """One pass, one update; nothing waits for the device."""
+        self._scoring.forget()
         taken = [(member.keys(), reading) for member, reading in zip(self._members, self.readings, strict=True)]
         placed = [
             place_rows([member.source.flat(key) for key in keys], reading)  # type: ignore[attr-defined]
@@ -71,11 +75,15 @@ class PackedStepper:
         if self._replay is not None:
             self._replay()
         else:
-            with self._running():
+            with self.running(self.layout):
                 self._pass()
         seen = self.seen.clone()
         for row, (member, one) in enumerate(zip(self._members, placed, strict=True)):
             member.stepped(seen[row], int((one.owner >= 0).sum()))
+
+    def evaluate(self, member: Member, tick: Callable[[], None]) -> Scores:
+        """Together with all members whose turn it is."""
+        return self._scoring.of(member, tick)
 
     def optimizer_state(self, member: Member) -> OptimizerState:
         """From the stack that has it."""
@@ -93,7 +101,7 @@ class PackedStepper:
         try:
             self.layout.fill(placed, keys, numbers)
         except TooSmall as error:
-            self._make(_rounded(error.needs))
+            self._make(error.needs)
             self._fill(placed, keys, numbers)
 
     def _make(self, shape: Shape) -> None:
@@ -101,20 +109,23 @@ class PackedStepper:
         if self._replay is not None:
             torch.cuda.current_stream().synchronize()
             self._replay = None
-        pad = self.bank.backbone.pad_id
-        self.layout = Layout(
-            self.readings, shape, pad=pad, types=self.types, device=self.device, dtype=self.stacks[0].master.dtype
-        )
+        self.layout = self.laid_out(shape)
         self.seen = torch.zeros(len(self._members), 2, device=self.device)
         if self.device.type == "cuda":
             self._capture()
+
+    def laid_out(self, shape: Shape) -> Layout:
+        """Room of at least this shape for all members."""
+        shape = _rounded(shape)
+        pad, dtype = self.bank.backbone.pad_id, self.stacks[0].master.dtype
+        return Layout(self.readings, shape, pad=pad, types=self.types, device=self.device, dtype=dtype)
 
     def _capture(self) -> None:
         """Warm-up passes change no weights: they end before the update. On the capture's own stream, as cuBLAS keeps memory for
         each that it has seen; and what they took is given back."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with self._running():
+        with self.running(self.layout):
             with torch.cuda.stream(stream):
                 for _ in range(2):
                     self._gradients()
@@ -126,13 +137,14 @@ class PackedStepper:
         self._replay = graph.replay
 
     @contextmanager
-    def _running(self) -> Iterator[None]:
+    def running(self, layout: Layout) -> Iterator[None]:
+        """The backbone's calls meanwhile are of all members' rows, as this layout has them."""
         backbone = self.bank.backbone
         backbone.train_mode(False)
         generates = self.readings[0].head.kind == "generation"
-        reading = backbone.only(self.layout.read) if generates else nullcontext()
+        reading = backbone.only(layout.read) if generates else nullcontext()
         idle = computing([(norm, _handed_on) for norm in self.norms])
-        with packed(backbone, self.layout.segments), self.bank.under(self.route), reading, idle:
+        with packed(backbone, layout.segments), self.bank.under(self.route), reading, idle:
             yield
 
     def _gradients(self) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -174,7 +186,7 @@ def _room(members: Sequence[Member], readings: Sequence[Reading]) -> Shape:
         longest = int(source.encoded.lengths.max()) + reading.prompt  # type: ignore[attr-defined]
         sample = [place_rows([source.flat(key) for key in keys], reading) for keys in steps[:8]]  # type: ignore[attr-defined]
         found = found.grown(Shape(rows, columns, max(len(one.places) for one in sample), longest))
-    return _rounded(found)
+    return found
 
 
 def _rounded(shape: Shape) -> Shape:
