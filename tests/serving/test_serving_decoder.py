@@ -28,7 +28,7 @@ def test_every_text_is_the_one_that_its_request_gets_alone(family, how):
         bank.graphs = Graphs(bank.backbone, bank.under) if how == "slots" else None
         decoder = Decoder(bank, max_rows=shuffle.randint(2, 8))
         # Gemma 2 has a cap on its scores, which packed rows do not know.
-        assert decoder._seats.takes("lora") == (how == "slots" and family != "gemma2")
+        assert decoder._seated.takes("lora") == (how == "slots" and family != "gemma2")
         pieces, ends = run(decoder, texts, shuffle)
         bank.graphs = None
         for writing in texts:
@@ -51,7 +51,7 @@ def test_rows_that_outgrow_a_window_see_what_is_in_it(how):
     want = {writing: alone(bank, writing) for writing in texts}
     bank.graphs = Graphs(bank.backbone, bank.under) if how == "slots" else None
     decoder = Decoder(bank)
-    assert decoder._seats.takes("lora") == (how == "slots")
+    assert decoder._seated.takes("lora") == (how == "slots")
     run(decoder, texts, shuffle)
     assert {writing: writing.new for writing in texts} == want
 

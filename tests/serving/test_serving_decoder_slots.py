@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from intarsia.graphs import Graphs
+from intarsia.serving import seated as seats
 from intarsia.serving import slots
 from intarsia.serving.decoder import Decoder, Writing
 from intarsia.serving.sampling import Sampling
@@ -29,7 +30,7 @@ def test_slots_that_are_outgrown_are_freed(monkeypatch):
     decoder = Decoder(bank)
     decoder.add(Writing([5, 6], "lora", Sampling(max_tokens=6)))
     decoder.step()
-    small = weakref.ref(decoder._seats._slots)
+    small = weakref.ref(decoder._seated._seats._slots)
     decoder.add(Writing([5, 6], "lora", Sampling(max_tokens=30)))
     decoder.step()
     gc.collect()
@@ -48,12 +49,12 @@ def test_slots_that_are_too_small_grow_while_texts_are_written(monkeypatch):
     decoder, sizes = Decoder(bank, max_rows=5), set()
     decoder.add(short)
     decoder.step()
-    sizes.add(decoder._seats._slots.columns)
+    sizes.add(decoder._seated._seats._slots.columns)
     for writing in texts[1:]:
         decoder.add(writing)
     while decoder.running or decoder.waiting:
         assert not [one.error for one in decoder.step() if one.error is not None]
-        sizes.add(decoder._seats._slots.columns)
+        sizes.add(decoder._seated._seats._slots.columns)
     assert len(sizes) > 1
     assert {writing: writing.new for writing in texts} == want
 
@@ -68,21 +69,66 @@ def test_seated_texts_that_are_cancelled_or_fail_leave_their_slots(monkeypatch):
     assert (decoder.running, decoder.uses("lora"), decoder.uses("serial")) == (2, True, False)
     decoder.cancel(texts[0])
     decoder.step()
-    assert [seat.slot for seat in decoder._seats.seats] == [1, 0]
+    assert [seat.slot for seat in decoder._seated._seats.seats] == [1, 0]
     with monkeypatch.context() as broken:
         broken.setattr(bank.graphs, "scores", lambda *given: (_ for _ in ()).throw(RuntimeError("no memory")))
-        lost = decoder.step()
-    # The fourth had a place by then, and its prompt failed as well.
-    assert [(one.writing, str(one.error)) for one in lost] == [(text, "no memory") for text in texts[1:]]
-    assert (decoder.running, decoder._seats.seats) == (0, [])
+        lost = [one for one in decoder.step() if one.error is not None]
+    assert [(one.writing, str(one.error)) for one in lost] == [(text, "no memory") for text in texts[1:3]]
+    assert (decoder.running, decoder._seated._seats.seats) == (0, [])
+    while decoder.running or decoder.waiting:
+        assert not [one.error for one in decoder.step() if one.error is not None]
+    assert len(texts[3].new) == 8
+
+
+def test_a_prompt_that_fails_takes_no_running_text_with_it(monkeypatch):
+    bank = seated("llama")
+    texts = [Writing([5, 6, 7], "lora", Sampling(max_tokens=8)), Writing([5, 6, 7, 8], None, Sampling(max_tokens=8))]
+    want = alone_plainly(bank, texts[0])
+    decoder, scores = Decoder(bank), bank.graphs.scores
+    decoder.add(texts[0])
+    decoder.step()
+    decoder.add(texts[1])
+
+    def picky(tokens, *more):
+        if any(len(own) == 4 for own in tokens):
+            raise RuntimeError("no memory")
+        return scores(tokens, *more)
+
+    monkeypatch.setattr(bank.graphs, "scores", picky)
+    lost = []
+    while decoder.running or decoder.waiting:
+        lost += [one.writing for one in decoder.step() if one.error is not None]
+    assert lost == [texts[1]]
+    assert texts[0].new == want
+
+
+def test_prompts_that_are_too_many_for_one_pass_take_turns(monkeypatch):
+    monkeypatch.setattr(seats, "PREFILL", 8)
+    bank = seated("llama")
+    texts = [Writing([5 + n, 6, 7, 8, 9], "lora", Sampling(max_tokens=4)) for n in range(4)]
+    want = [alone_plainly(bank, text) for text in texts]
+    decoder, scores, longest = Decoder(bank), bank.graphs.scores, []
+    monkeypatch.setattr(
+        bank.graphs, "scores", lambda tokens, *more: longest.append(sum(map(len, tokens))) or scores(tokens, *more)
+    )
+    run(decoder, list(texts), random.Random(0))
+    assert [text.new for text in texts] == want
+    assert max(longest) <= 8
+
+
+def alone_plainly(bank, text):
+    """As `alone`, without graphs."""
+    graphs, bank.graphs = bank.graphs, None
+    try:
+        return alone(bank, text)
+    finally:
+        bank.graphs = graphs
 
 
 def test_a_seated_text_is_written_to_its_end_by_the_task_that_began_it():
     bank = seated("llama")
     first = Writing([5, 6, 7], "lora", Sampling(max_tokens=10))
-    graphs, bank.graphs = bank.graphs, None
-    want = alone(bank, first)
-    bank.graphs = graphs
+    want = alone_plainly(bank, first)
     decoder = Decoder(bank)
     decoder.add(first)
     decoder.step()

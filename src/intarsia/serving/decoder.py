@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,10 @@ from intarsia.errors import ConfigError
 from intarsia.routing import Route
 from intarsia.serving.cache import merged, merged_masks, new_cache
 from intarsia.serving.sampling import Chooser
-from intarsia.serving.slots import Seat, Seats
+from intarsia.serving.seated import PREFILL, Seated
 from intarsia.serving.text import TextStream
-from intarsia.serving.writing import Emitted, Writing, keeps_rows, next_tokens, taken
-from intarsia.staged import Returning
+from intarsia.serving.writing import Emitted, Writing, keeps_rows, next_tokens
 
-PREFILL = 4096
-"""Tokens of prompts, padding counted, that are read in one forward pass; a longer prompt is alone."""
 _SEATED = "seated"
 """The word of rows that have slots."""
 
@@ -58,12 +55,8 @@ class Decoder:
         self.bank, self.max_rows, self.max_tokens = bank, max_rows, max_tokens
         self.waiting: deque[Writing] = deque()
         self._groups: dict[str, _Group] = {}
-        self._seats = Seats(bank, max_rows, max_tokens)
-        self._seated: dict[Writing, Seat] = {}
-        self._ahead: tuple[list[Writing], Returning] | None = None
-        """Seated rows whose next pass is under way, and what will be the likeliest token of each. A GPU works on it while the
-        tokens before are made text; a row that ends by its text has then read one token too many, which nobody sees."""
         self._ends = frozenset(end_tokens(bank.backbone))
+        self._seated = Seated(bank, self._ends, max_rows, max_tokens)
         takes = inspect.signature(bank.backbone.model.forward).parameters
         self._positions = "position_ids" in takes
         bank.mixes = bank.mixes and keeps_rows(bank.backbone)
@@ -75,7 +68,7 @@ class Decoder:
         return len(self._all())
 
     def _all(self) -> list[Writing]:
-        return [*self._seated, *(row for group in self._groups.values() for row in group.rows)]
+        return [*self._seated.rows, *(row for group in self._groups.values() for row in group.rows)]
 
     def add(self, writing: Writing) -> None:
         """Joins at the next step that has room. ConfigError where it could never end within the backbone's positions."""
@@ -94,7 +87,7 @@ class Decoder:
         """It leaves, whether it waits or runs."""
         if writing in self.waiting:
             self.waiting.remove(writing)
-        self._leave([writing])
+        self._seated.leave([writing])
         for word, group in list(self._groups.items()):
             if writing in group.rows:
                 self._keep(word, [row for row in group.rows if row is not writing])
@@ -105,72 +98,30 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self) -> list[Emitted]:
-        """One token for every running row, and the first one for those that join."""
-        emitted = []
-        if self._seated:
-            emitted += self._guarded(list(self._seated), self._step_seated)
-        else:
-            self._ahead = None
-        for word in list(self._groups):
+        """One token for every running row, and the first one for those that join; rows in slots have theirs in the next step."""
+        joining: dict[str, list[Writing]] = {}
+
+        def admit() -> list[Writing]:
+            joining.update(self._admitted())
+            return joining.pop(_SEATED, [])
+
+        emitted = self._seated.step(admit)
+        groups = list(self._groups)
+        for word in groups:
             emitted += self._guarded(self._groups[word].rows, lambda word=word: self._step(word))
-        for word, joining in self._admitted().items():
-            for batch in _packs(joining) if word == _SEATED else [joining]:
-                emitted += self._guarded(batch, lambda word=word, batch=batch: self._join(word, batch))
-        if self._ahead is None and self._seated:
-            emitted += self._guarded(list(self._seated), self._go_ahead)
+        for word, rows in joining.items():
+            emitted += self._guarded(rows, lambda word=word, rows=rows: self._join(word, rows))
         return emitted
 
     def _word(self, writing: Writing) -> str:
         """Rows with the same word share passes."""
-        return _SEATED if self._seats.takes(writing.task) else self.bank.pass_of(writing.task)
-
-    def _leave(self, rows: Sequence[Writing]) -> None:
-        for row in rows:
-            if (seat := self._seated.pop(row, None)) is not None:
-                self._seats.seats.remove(seat)
-
-    def _step_seated(self) -> list[Emitted]:
-        """The tokens of the pass that is under way; the next one begins before they are made text."""
-        if self._ahead is None:
-            return self._read(list(self._seated), [[seat.last] for seat in self._seated.values()])
-        asked, [best] = self._ahead[0], self._ahead[1].wait()
-        # Others have been cancelled, or their text has ended in the meantime.
-        found = {row: token for row, token in zip(asked, best.tolist(), strict=True) if row in self._seated}
-        for row, token in found.items():
-            self._seated[row].last = token
-        self._go_ahead({row for row, token in found.items() if self._ends_with(row, token)})
-        tokens, emitted = taken(list(found), list(found.values()), self._ends)
-        self._leave([row for row, token in zip(found, tokens, strict=True) if token is None])
-        return emitted
-
-    def _ends_with(self, row: Writing, token: int) -> bool:
-        return token in self._ends or len(row.new) + 1 == row.sampling.max_tokens
-
-    def _go_ahead(self, over: Collection[Writing] = ()) -> list[Emitted]:
-        """Begins the next pass of all seated rows but these, where the likeliest token is what each of them takes."""
-        self._ahead = None
-        rows = [row for row in self._seated if row not in over]
-        if rows and not any(row.sampling.temperature for row in rows):
-            seats = [self._seated[row] for row in rows]
-            scores = self._seats.read(seats, [[seat.last] for seat in seats])
-            self._ahead = rows, Returning([scores.argmax(-1)])
-        return []
-
-    def _read(self, rows: list[Writing], tokens: list[list[int]]) -> list[Emitted]:
-        """The next token of seated rows, which read these first."""
-        seats = [self._seated[row] for row in rows]
-        found, emitted = next_tokens(rows, self._seats.read(seats, tokens), self._ends)
-        for seat, token in zip(seats, found, strict=True):
-            seat.last = 0 if token is None else token
-        self._leave([row for row, token in zip(rows, found, strict=True) if token is None])
-        return emitted
+        return _SEATED if self._seated.takes(writing.task) else self.bank.pass_of(writing.task)
 
     def _guarded(self, rows: list[Writing], call: Any) -> list[Emitted]:
         try:
             return call()
         except Exception as error:  # noqa: BLE001 - whatever it was, other groups go on
             rows = list(rows)
-            self._leave(rows)
             for word, group in list(self._groups.items()):
                 if any(row in group.rows for row in rows):
                     rows = list(dict.fromkeys([*rows, *group.rows]))  # their cache may be half written
@@ -209,16 +160,12 @@ class Decoder:
 
     def _rows(self, word: str) -> list[Writing]:
         if word == _SEATED:
-            return list(self._seated)
+            return self._seated.rows
         group = self._groups.get(word)
         return [] if group is None else group.rows
 
     def _join(self, word: str, joining: list[Writing]) -> list[Emitted]:
         """Reads the new rows' prompts in batches of their own, and puts them beside the group's."""
-        if word == _SEATED:
-            self._seats.room(len(joining), max(row.columns for row in (*self._seated, *joining)))
-            self._seated |= {row: self._seats.sit(row.task) for row in joining}
-            return self._read(joining, [row.prompt for row in joining])
         emitted: list[Emitted] = []
         parts = [] if (old := self._groups.get(word)) is None else [(old, list(range(len(old.rows))))]
         for batch in _batches(joining):
@@ -297,20 +244,6 @@ class Decoder:
         rows = [rows[index] for index in order]
         route = self.bank.route([row.task for row in rows], entered=True)
         return _Group(rows, cache, mask, [last[index] for index in order], route)
-
-
-def _packs(joining: Sequence[Writing]) -> list[list[Writing]]:
-    """Rows whose prompts are read together, without padding."""
-    packs: list[list[Writing]] = []
-    total = 0
-    for writing in joining:
-        total += len(writing.prompt)
-        if packs and total <= PREFILL:
-            packs[-1].append(writing)
-        else:
-            packs.append([writing])
-            total = len(writing.prompt)
-    return packs
 
 
 def _batches(joining: Sequence[Writing]) -> list[list[Writing]]:

@@ -26,10 +26,10 @@ class Seat:
     resident: Resident | None
     """The task as it was when the row began."""
     slot: int
+    unread: Sequence[int]
+    """Tokens that its next pass reads: its prompt, then the newest one each time."""
     length: int = 0
     """Columns that it has read."""
-    last: int = 0
-    """The newest token, not read yet."""
 
 
 class Seats:
@@ -54,14 +54,12 @@ class Seats:
         """Whether this task's rows can be written so."""
         return self.able and self.bank.addresses(task)
 
-    def sit(self, task: str | None) -> Seat:
+    def sit(self, task: str | None, prompt: Sequence[int]) -> Seat:
         """A free slot; `room` has made one."""
         taken = {seat.slot for seat in self.seats}
-        seat = Seat(
-            task, self.bank.fetched([task])[0], next(slot for slot in range(self.max_rows) if slot not in taken)
-        )
-        self.seats.append(seat)
-        return seat
+        free = next(slot for slot in range(self.max_rows) if slot not in taken)
+        self.seats.append(Seat(task, self.bank.fetched([task])[0], free, prompt))
+        return self.seats[-1]
 
     def room(self, rows: int, columns: int) -> None:
         """For so many rows more, each of so many columns at its end. Rows that are there move only where slots are too small."""
@@ -78,12 +76,13 @@ class Seats:
         for place, seat in enumerate(self.seats):
             seat.slot = place
 
-    def read(self, seats: Sequence[Seat], tokens: Sequence[Sequence[int]]) -> Tensor:
-        """The scores (B, V), fp32, of the word after these tokens of each row."""
+    def read(self, seats: Sequence[Seat]) -> Tensor:
+        """The scores (B, V), fp32, of the word after each row's unread tokens; good until the next call."""
         assert self.bank.graphs is not None
         assert self._slots is not None
         self.bank.bring({seat.task: seat.resident for seat in seats})
         written = Written([seat.slot for seat in seats], [seat.length for seat in seats])
+        tokens = [seat.unread for seat in seats]
         scores = self.bank.graphs.scores(tokens, [seat.resident for seat in seats], self._slots, written)
         if scores is None:
             raise BackboneError(f"backbone {self.bank.backbone.name!r} cannot write these rows packed; this is a bug")
