@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbone.attention import EXTEND, Extend, Result
+from intarsia.backbone.rotary import turning
 from intarsia.errors import UnsupportedError
 from intarsia.ops import Before, segment_attention
 from intarsia.sites import Role
@@ -188,7 +189,7 @@ def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
     try:
         if backbone.model.config._attn_implementation != NAME:  # its rows would see each other
             raise UnsupportedError(f"{backbone.name!r} does not call transformers' attention interface")
-        with computing(backbone.plain.own):
+        with computing(backbone.plain.own), turning():
             yield
     finally:
         backbone.attention.switch(before)

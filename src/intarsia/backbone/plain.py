@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from intarsia.backbone.rotary import know_rotary
 from intarsia.sites import Role, Site
 
 if TYPE_CHECKING:
@@ -29,9 +30,12 @@ class Plain(NamedTuple):
 
 
 def find_plain(backbone: Backbone) -> Plain:
-    """Tries every RMSNorm, which waits for the device: not to be done while a graph is captured."""
+    """Tries every RMSNorm, which waits for the device: not to be done while a graph is captured. Sees to it, too, that attentions
+    turn their queries and keys at once (`rotary`)."""
     from transformers.activations import FastGELUActivation, NewGELUActivation
 
+    for site in (site for site in backbone.sites if site.role is Role.KV):
+        know_rotary(backbone.base.get_submodule(site.module))
     norms = tuple(_norms(backbone))
     gelus = [module for module in backbone.base.modules() if type(module) in (FastGELUActivation, NewGELUActivation)]
     return Plain(

@@ -6,7 +6,7 @@ from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_,
 from intarsia.ops.attention import product_attention
 from intarsia.ops.choice import fused
 from intarsia.ops.dropout import keyed_dropout
-from intarsia.ops.fast import adapted, adapted_, fused_activation, gathered, norm_change, norm_change_
+from intarsia.ops.fast import adapted, adapted_, fused_activation, gathered, norm_change, norm_change_, rotated
 from intarsia.ops.pieces import ALIGN, Pieces
 from intarsia.ops.prefixed import prefixed_attention
 from intarsia.ops.reference import Own, add_linear_, bottleneck, linear, low_rank, normalise, per_task
@@ -43,5 +43,6 @@ __all__ = [
     "per_task",
     "prefixed_attention",
     "product_attention",
+    "rotated",
     "segment_attention",
 ]

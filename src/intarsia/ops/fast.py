@@ -48,6 +48,15 @@ def norm_change_(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: f
     return reference.norm_change_(x, y, gain, bias, eps, centre=centre)
 
 
+def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """As reference.rotated."""
+    if fused(q):
+        from intarsia.ops.kernels.rotary import rotated as kernel
+
+        return kernel(q, k, cos, sin)
+    return reference.rotated(q, k, cos, sin)
+
+
 def gathered(flats: Sequence[Tensor]) -> Tensor:
     """(N, size): N flat tensors of one size, one below the other."""
     if not fused(flats[0]):

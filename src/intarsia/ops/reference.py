@@ -141,3 +141,15 @@ def normalise(x: Tensor, eps: float, *, centre: bool) -> Tensor:
         return F.layer_norm(x, x.shape[-1:], eps=eps)
     wide = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
     return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries (B, H, T, D) and keys (B, H_kv, T, D), each pair of numbers (i, i + D/2) turned by its token's angle (RoPE, Su et al.
+    2021). cos, sin: (B or 1, T, D)."""
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def turned(x: Tensor) -> Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+    return turned(q), turned(k)
