@@ -22,7 +22,7 @@ from benchmarks.results import write_results
 TEXT = (__doc__ or "").split("\n\n")[2]
 TOOLS = {"memcheck": [], "racecheck": ["--racecheck-report", "analysis"]}
 SUITES = {
-    "kernels": ["tests/ops/test_ops_kernels.py", "tests/ops/test_ops_addressed.py"],
+    "kernels": ["tests/ops/test_ops_kernels.py", "tests/ops/test_ops_addressed.py", "tests/ops/test_ops_rotary.py"],
     "kernels, few sizes": ["tests/ops/test_ops_addressed.py", "-k", "bfloat16 and not 40"],
     "a bank's rows": ["tests/bank/test_bank_graphs.py", "-k", "kernels_find"],
 }

@@ -6,6 +6,9 @@ import torch
 
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, LayerNormTuning, LoRA, PrefixTuning, PromptTuning
+from intarsia.training import Entry, fit_pack, loop
+from intarsia.training.checkpoint import snapshot
+from intarsia.training.evaluation import evaluate
 from intarsia.training.packed import scoring
 from intarsia.training.packed.stepper import PackedStepper
 from training.test_packed import backbone_of, encoded, members_of, pack, pairs, source_of
@@ -125,3 +128,38 @@ def test_where_memory_is_short_each_is_scored_alone(tmp_path, monkeypatch):
     want = {member: member.scores(lambda: None) for member in pack}
     check(stepper, want)
     assert all(task.training for task, _ in stepper.tasks)
+
+
+def test_those_that_end_are_tested_together_with_their_best_weights(tmp_path, monkeypatch):
+    pack = members("bert", HEADS["classification"], tmp_path, (9, 9, 9, 9), monkeypatch)
+    stepper, calls = PackedStepper(pack), calls_of(monkeypatch)
+    best = {member: snapshot(member.task.tensors()) for member in pack}
+    for member in pack[:3]:
+        member.best = best[member]
+    for number, member in enumerate(pack[:3]):
+        member.test = source_of(HEADS["classification"], 70 + number)
+    for _ in range(2):
+        stepper.step()
+    moved = snapshot(pack[3].task.tensors())
+    stepper.test(pack[:3])
+    assert calls
+    for member in pack[:3]:
+        assert all(torch.equal(x, best[member][name]) for name, x in member.task.tensors().items())
+        want = evaluate(member.bank, member.task, member.test)
+        assert member.tested == pytest.approx(want.metrics, **TOL)
+    assert not pack[3].tested
+    assert all(torch.equal(x, moved[name]) for name, x in pack[3].task.tensors().items())
+
+
+def test_a_runs_test_scores_are_those_that_its_pack_has_found(tmp_path, monkeypatch):
+    """From the entry to the result, and to the record of a run that had ended before."""
+    head = HEADS["classification"]
+    bank, entries = pack(backbone_of("bert"), MIXED[:3], [head] * 3, tmp_path)
+    entries = [Entry(**{f: getattr(e, f) for f in Entry.__slots__} | {"test": source_of(head, 80)}) for e in entries]
+    monkeypatch.setattr(loop, "assign", lambda waiting, say, trunks: [PackedStepper(waiting)])
+    found = fit_pack(bank, entries)
+    for entry in entries:
+        want = evaluate(bank, entry.task, entry.test)
+        assert found[entry.task.name].test == pytest.approx(want.metrics, **TOL)
+    again = fit_pack(bank, entries, resume=True)
+    assert {name: result.test for name, result in again.items()} == {name: one.test for name, one in found.items()}

@@ -68,6 +68,19 @@ class Slots:
                     kept[begin : begin + columns] = old[end : end + columns]
 
 
+class Prefixed(NamedTuple):
+    """Where the M keys of a pass come from, of rows with trained prefixes before them."""
+
+    own: Tensor
+    """(M,) int64: the column of each key; any where it is a prefix's."""
+    inverse: Tensor
+    """(K * S,) int64: where each column's key stands."""
+    slots: Tensor
+    """int64: where the prefixes' keys stand, member by member, row by row; of rows that are missing, where nobody reads."""
+    rows: int
+    """R: of each member."""
+
+
 class Segments(NamedTuple):
     """Where each row begins in the K * S columns; the same tensors are filled anew for each batch."""
 
@@ -77,8 +90,8 @@ class Segments(NamedTuple):
     starts_k: Tensor
     """(G + 1,) int32, with the prefix of each row before it; without prefixes, as `starts`."""
     longest_k: int
-    order: Tensor | None = None
-    """(M,) int64: which of a member's [prefix | columns], members one after the other, each key is; None: no prefixes."""
+    prefixed: Prefixed | None = None
+    """Where keys stand among those of prefixes; None: no prefixes."""
     slots: Slots | None = None
     """Where keys and values are kept from pass to pass; then starts_k has (G,) places in it, of each row's first key."""
     counts: Tensor | None = None
@@ -105,10 +118,10 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     starts_k, longest_k = segments.starts, segments.longest
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     if trained is not None:
-        assert segments.order is not None, "the layout has room for prefixes wherever a task has one"
+        assert segments.prefixed is not None, "the layout has room for prefixes wherever a task has one"
         starts_k, longest_k = segments.starts_k, segments.longest_k
-        k = _with_prefix([(part.rows, part.key) for part in trained], key, segments.order)
-        v = _with_prefix([(part.rows, part.value) for part in trained], value, segments.order)
+        k = _with_prefix([(part.rows, part.key) for part in trained], key, segments.prefixed)
+        v = _with_prefix([(part.rows, part.value) for part in trained], value, segments.prefixed)
     if segments.slots is not None:
         assert segments.places is not None
         k, v = segments.slots.put(module, segments.places, k, v)
@@ -130,17 +143,28 @@ def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: 
     return found.view(members, columns, heads, -1), None
 
 
-def _with_prefix(parts: Sequence[tuple[int, Tensor | None]], own: Tensor, order: Tensor) -> Tensor:
+def _with_prefix(parts: Sequence[tuple[int, Tensor | None]], own: Tensor, where: Prefixed) -> Tensor:
     """Members and their prefixes (n or 1, H, P, D), and (K, H, S, D) -> (M, H, D): each row's keys with the prefix before them."""
-    longest = max(prefix.shape[2] for _, prefix in parts if prefix is not None)
-    heads, width = own.shape[1], own.shape[3]
-    sides = []
+    fresh = []
     for count, prefix in parts:
-        side = own.new_zeros(1, heads, 0, width) if prefix is None else prefix.to(own.dtype)
-        side = nn.functional.pad(side, (0, 0, longest - side.shape[2], 0))  # what stands there, `order` does not name
-        sides.append(side.expand(count, -1, -1, -1))
-    whole = sides[0] if len(sides) == 1 else torch.cat(sides)
-    return torch.cat([whole, own], dim=2).transpose(1, 2).flatten(0, 1).index_select(0, order)
+        if prefix is not None:
+            each = prefix.to(own.dtype).transpose(1, 2).expand(count, -1, -1, -1)
+            fresh.append(each[:, None].expand(-1, where.rows, -1, -1, -1).flatten(0, 2))
+    return _Prefixed.apply(own.transpose(1, 2).flatten(0, 1), torch.cat(fresh), where.own, where.inverse, where.slots)  # type: ignore[return-value]
+
+
+class _Prefixed(torch.autograd.Function):
+    """Each number comes from one place and has gone to one, so gradients are read, not added up, which takes ten times as long."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, fresh: Tensor, source: Tensor, inverse: Tensor, slots: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse, slots)
+        return own.index_select(0, source).index_copy_(0, slots, fresh)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inverse, slots = ctx.saved_tensors
+        return grads[0].index_select(0, inverse), grads[0].index_select(0, slots), None, None, None
 
 
 def _no_mask(*_args: Any, **_more: Any) -> None:

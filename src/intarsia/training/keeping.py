@@ -67,6 +67,7 @@ def finish(run: "Member") -> FitResult:
         tokens=state.tokens,
         seconds=round(state.seconds, 3),
         stopped=run.stopped() or "finished",
+        test=run.tested,
     )
     run.record.end(asdict(result))
     (out / FILE).unlink(missing_ok=True)

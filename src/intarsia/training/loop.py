@@ -34,6 +34,8 @@ class Entry:
     out: Path
     report: Reporter = field(default_factory=SilentReporter)
     logger: Logger | None = None
+    test: BatchSource | None = None
+    """Rows that the best weights are scored on, if that can be done together with other members of a pack (`FitResult.test`)."""
     identity: Mapping[str, Any] = field(default_factory=dict)
     """JSON values that a resumed run must share beside the settings (data fingerprint, backbone, method)."""
     facts: Mapping[str, Any] = field(default_factory=dict)
@@ -127,6 +129,7 @@ def _opened(bank: Any, entry: Entry, prune: Prune | None, *, resume: bool) -> Me
     member = Member(
         bank, task, train, entry.validation, settings, steps_per_epoch, record, report, entry.logger, asked, prune
     )
+    member.test = entry.test
     if checkpoint is not None:
         check_same(checkpoint.facts["identity"], asked)
         restore(member, checkpoint)

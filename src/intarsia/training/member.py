@@ -76,6 +76,9 @@ class Member:
         self.optimizer: OptimizerState = ({}, {})
         """Of its parameters, while no stepper has it."""
         self.stepper: Stepper | None = None
+        self.test: BatchSource | None = None
+        """Rows for its best weights, at its end."""
+        self.tested: dict[str, float] = {}
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(settings.seed)
             self.random = rng_tensors(self.device)

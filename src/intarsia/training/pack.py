@@ -65,7 +65,9 @@ def train(
         with CtrlC() as ctrl_c:
             while active:
                 over = _look(active, ctrl_c)
+                ended_well = [member for member, failed in over.items() if failed is None]
                 for stepper in [one for one in steppers if any(member in over for member in one.members)]:
+                    stepper.test([member for member in stepper.members if member in ended_well])
                     stepper.close()
                     steppers.remove(stepper)
                 for member, failed in over.items():

@@ -41,3 +41,5 @@ class FitResult:
     seconds: float
     stopped: str
     """`finished`, `patience` or `pruned`."""
+    test: dict[str, float] = field(default_factory=dict)
+    """Metrics of the best weights on `Entry.test`, where it was scored with others'."""

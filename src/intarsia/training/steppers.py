@@ -36,6 +36,11 @@ class Stepper(Protocol):
         """Its scores on its validation rows, as it is now. tick: called after each batch."""
         ...
 
+    def test(self, ended: Sequence[Member]) -> None:
+        """Scores members whose last step this was on their test rows, with their best weights, if it can do so for several at once.
+        What it can it tells them by `tested`."""
+        ...
+
     def optimizer_state(self, member: Member) -> OptimizerState:
         """As it is now."""
         ...
@@ -94,6 +99,9 @@ class PlainStepper:
     def evaluate(self, member: Member, tick: Callable[[], None]) -> Scores:
         """Batch after batch."""
         return member.scores(tick, self.ready)
+
+    def test(self, ended: Sequence[Member]) -> None:
+        """There is one only."""
 
     def optimizer_state(self, member: Member) -> OptimizerState:
         """As torch's optimizer has it."""

@@ -59,7 +59,7 @@ def run_pack(
 
         def score(name: str, result: FitResult | Failed) -> None:
             try:
-                found[name] = result if isinstance(result, Failed) else ready[name].trained(bank, result.metrics)
+                found[name] = result if isinstance(result, Failed) else ready[name].trained(bank, result)
             except IntarsiaError as error:
                 found[name] = Failed(name=name, error=error)
 

@@ -19,6 +19,7 @@ from intarsia.task import Task
 from intarsia.training import (
     Entry,
     Failed,
+    FitResult,
     Logger,
     Reporter,
     SilentReporter,
@@ -64,11 +65,9 @@ class Prepared:
     splits: Splits
     task: Task
     backbone: Backbone
-    source: Callable[..., Source]
-    """rows, name of the split[, seed] -> their batches; it adds to `notes`."""
     train: Source
     validation: Source | None
-    tested: Rows | None
+    test: Source | None
     notes: list[str]
     """What a person should know of it."""
     parameters: int
@@ -84,15 +83,17 @@ class Prepared:
             out=self.settings.out,
             report=report,
             logger=logger,
+            test=None if self.splits.kind == "generation" else self.test,
             identity=_identity(self.settings, self.splits, self.backbone) | {"arrangement": self.train.arrangement},
             facts={"run": self.settings.model_dump(mode="json"), "notes": self.splits.notes},
         )
 
-    def trained(self, bank: TaskBank, metrics: dict[str, float]) -> Trained:
-        """What it leaves behind, once it has been trained; the test split is scored now, where that was asked for."""
-        scores = {"validation": metrics} if self.splits.validation else {}
-        if self.tested is not None:
-            scores["test"] = score(bank, self.task, self.source(self.tested, "test")).metrics
+    def trained(self, bank: TaskBank, result: FitResult) -> Trained:
+        """What it leaves behind, once it has been trained; the test split is scored now, where that was asked for and training has
+        not done so."""
+        scores = {"validation": result.metrics} if self.splits.validation else {}
+        if self.test is not None:
+            scores["test"] = result.test or score(bank, self.task, self.test).metrics
             self.task.metrics |= {f"test_{name}": value for name, value in scores["test"].items()}
             self.task.save(self.settings.out)
         return Trained(
@@ -128,7 +129,7 @@ def run(
         if isinstance(result, Failed):
             raise result.error
         draw_run(settings.out)
-        return ready.trained(bank, result.metrics)
+        return ready.trained(bank, result)
 
 
 def prepare(
@@ -166,10 +167,9 @@ def prepare(
         splits=splits,
         task=task,
         backbone=backbone,
-        source=source,
         train=source(train, "training", seed=settings.train.seed),
         validation=source(splits.validation, "validation") if splits.validation else None,
-        tested=tested,
+        test=source(tested, "test") if tested is not None else None,
         notes=notes,
         parameters=parameters,
         began=began,

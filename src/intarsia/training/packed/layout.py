@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia.backbone.packed import Segments
+from intarsia.backbone.packed import Prefixed, Segments
 from intarsia.data import Flat
 from intarsia.heads import IGNORED, Head
 from intarsia.staged import Staged
@@ -171,8 +171,9 @@ class Layout:
         self.prefix = max(reading.prefix for reading in readings)
         self.fillers = -(-shape.columns // shape.longest) + 1
         per_member = shape.rows + self.fillers
-        keys = shape.columns + shape.rows * self.prefix
-        spread = -(-keys // self.fillers) + 1
+        self._keys = [shape.columns + shape.rows * reading.prefix for reading in readings]
+        """Of each member."""
+        spread = -(-max(self._keys) // self.fillers) + 1
         rows = shape.places if head.kind in ("generation", "token-classification") else shape.rows
         integers = {
             "ids": (members, shape.columns),
@@ -186,7 +187,8 @@ class Layout:
         if types:
             integers["types"] = (members, shape.columns)
         if self.prefix:
-            integers |= {"starts_k": (members * per_member + 1,), "order": (members * keys,)}
+            integers |= {"starts_k": (members * per_member + 1,), "own": (sum(self._keys),)}
+            integers |= {"inverse": (members * shape.columns,), "slots": (sum(self._keys) - members * shape.columns,)}
         if head.kind in ("multi-label", "regression"):
             numbers["labels"] = (members, rows, head.outputs) if head.kind == "multi-label" else (members, rows)
         else:
@@ -199,12 +201,13 @@ class Layout:
         self.read = torch.zeros(members * shape.places, dtype=torch.int64, device=device)
         """(K * Q,): the places, counted through all members' columns."""
         self._before = shape.columns * torch.arange(members, device=device)[:, None]
+        here = self.here
         self.segments = Segments(
             self._starts,
             shape.longest,
             self._starts_k,
             max(shape.longest + self.prefix, spread),
-            self.here["order"] if self.prefix else None,
+            Prefixed(here["own"], here["inverse"], here["slots"], shape.rows) if self.prefix else None,
         )
         self.mask = torch.ones(members, shape.columns, dtype=torch.int64, device=device)
 
@@ -235,12 +238,13 @@ class Layout:
             integers["positions"][k] = columns - begins + reading.first_position
             integers["positions"][k, :used] += reading.offset
             if starts_k is not None:
-                sizes_k, order = self._with_prefix(sizes, len(one.lengths), reading.prefix)
                 starts_k[0] = 0
-                starts_k[span] = np.cumsum(sizes_k) + k * len(order)
-                integers["order"][k * len(order) : (k + 1) * len(order)] = order + k * (
-                    self.prefix + self.shape.columns
-                )
+                begin, before = sum(self._keys[:k]), k * self.shape.columns
+                sizes_k, own, inverse, slots = self._with_prefix(sizes, len(one.lengths), reading.prefix)
+                starts_k[span] = np.cumsum(sizes_k) + begin
+                integers["own"][begin : begin + len(own)] = own + before
+                integers["inverse"][before : before + len(inverse)] = inverse + begin
+                integers["slots"][begin - before : begin - before + len(slots)] = slots + begin
             integers["places"][k] = _filled(one.places, self.shape.places, 0)
             numbers["weights"][k] = _filled(one.weights, numbers["weights"].shape[1], 0.0)
             labels = integers["labels"] if "labels" in integers else numbers["labels"]
@@ -266,24 +270,27 @@ class Layout:
         sizes[self.shape.rows : self.shape.rows + left % parts] += 1
         return sizes
 
-    def _with_prefix(self, sizes: np.ndarray, rows: int, prefix: int) -> tuple[np.ndarray, np.ndarray]:
-        """Sizes with each row's prefix before it, and where each key comes from. Keys that nobody wants go to the segments of
-        unused columns: the kernel's gradient for a key outside all segments would be garbage."""
+    def _with_prefix(
+        self, sizes: np.ndarray, rows: int, prefix: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Sizes with each row's prefix before it, and as `Prefixed` has them, of one member: own, inverse, slots. Keys that nobody
+        wants go to the segments of unused columns: the kernel's gradient for a key outside all segments would be garbage."""
         sizes_k = sizes.copy()
         sizes_k[:rows] += prefix
-        spare = self.shape.rows * self.prefix - rows * prefix
+        spare = (self.shape.rows - rows) * prefix
         parts = int((sizes[self.shape.rows :] > 0).sum())
         fillers = slice(self.shape.rows, self.shape.rows + parts)
         sizes_k[fillers] += spare // parts
         sizes_k[self.shape.rows : self.shape.rows + spare % parts] += 1
         ends = np.cumsum(sizes_k)
-        order = np.full(int(ends[-1]), self.prefix, np.int64)
         columns = np.arange(int(sizes.sum()))
         # A segment's own columns end where it ends; before them stands its prefix.
-        order[np.repeat(ends - np.cumsum(sizes), sizes) + columns] = self.prefix + columns
-        slots = np.arange(prefix)
-        order[((ends - sizes_k)[:rows, None] + slots).ravel()] = np.tile(self.prefix - prefix + slots, rows)
-        return sizes_k, order
+        inverse = np.repeat(ends - np.cumsum(sizes), sizes) + columns
+        own = np.zeros(int(ends[-1]), np.int64)
+        own[inverse] = columns
+        slots = np.full((self.shape.rows, prefix), inverse[-1])  # the last column is unused, so its key has no gradient
+        slots[:rows] = (ends - sizes_k)[:rows, None] + np.arange(prefix)
+        return sizes_k, own, inverse, slots.ravel()
 
 
 def _filled(values: np.ndarray, size: int, fill: float) -> np.ndarray:

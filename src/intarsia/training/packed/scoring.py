@@ -5,7 +5,7 @@ One by one, K members would take K times as many passes, each too small for a GP
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from intarsia.training.evaluation import Scores, mean_loss, measured
 from intarsia.training.member import Member
 from intarsia.training.packed.layout import Layout, Placed, Shape, place_rows
 from intarsia.training.packed.losses import answers, losses
-from intarsia.training.source import IGNORED
+from intarsia.training.source import IGNORED, BatchSource
 
 if TYPE_CHECKING:
     from intarsia.training.packed.stepper import PackedStepper
@@ -37,7 +37,8 @@ class Scoring:
         self._layout: Layout | None = None
         self._found: dict[Member, Scores] = {}
         """Of members that have not asked yet."""
-        self._rows: dict[Member, list[Flat]] = {}
+        self._rows: dict[Any, list[Flat]] = {}
+        """Of each source, in its order, in parts for one pass each."""
         self._able = True
 
     def forget(self) -> None:
@@ -48,30 +49,37 @@ class Scoring:
         """As `Member.scores`, of this one; and of the others that are due with it, who will ask next."""
         if member not in self._found:
             due = [one for one in self._stepper.members if one is member or one.evaluation_due()]
-            rows = {one: parts for one in due if (parts := self._parts(one))}
-            # Every member has room in a pass, whether it is due or not.
-            if self._able and member in rows and 2 * len(rows) > len(self._stepper.members) > 1:
-                try:
-                    self._found |= self._together(rows, tick)
-                except torch.OutOfMemoryError:
-                    self._able, self._layout = False, None
+            sources = {one: one.validation for one in due if one.writing is None and one.validation is not None}
+            self._found |= self.together(sources, tick)
         found = self._found.pop(member, None)
         return member.scores(tick) if found is None else found
 
-    def _parts(self, member: Member) -> list[Flat]:
-        """Its validation rows, in the source's order, in parts for one pass each; none where it answers otherwise."""
-        if member not in self._rows:
+    def together(
+        self, sources: Mapping[Member, BatchSource], tick: Callable[[], None] = lambda: None
+    ) -> dict[Member, Scores]:
+        """The scores of members on these rows; not of all, and of none where they are too few or memory is short."""
+        rows = {member: parts for member, source in sources.items() if (parts := self._parts(source))}
+        # Every member has room in a pass, whether it has rows or not.
+        if self._able and 2 * len(rows) > len(self._stepper.members) > 1:
             try:
-                self._rows[member] = self._cut(member)
-            except (IntarsiaError, ValueError):  # no labels or no rows, which is said where it answers alone
-                self._rows[member] = []
-        return self._rows[member]
+                return self._scored(rows, tick)
+            except torch.OutOfMemoryError:
+                self._able, self._layout = False, None
+        return {}
 
-    def _cut(self, member: Member) -> list[Flat]:
-        source: Any = member.validation
-        if member.writing is not None or not hasattr(source, "flat"):
+    def _parts(self, source: BatchSource) -> list[Flat]:
+        """None where these rows come otherwise."""
+        if source not in self._rows:
+            try:
+                self._rows[source] = self._cut(source)
+            except (IntarsiaError, ValueError):  # no labels or no rows, which is said where they are scored alone
+                self._rows[source] = []
+        return self._rows[source]
+
+    def _cut(self, source: Any) -> list[Flat]:
+        if not hasattr(source, "flat"):
             return []
-        generates = member.task.head.kind == "generation"
+        generates = self._stepper.readings[0].head.kind == "generation"
         room = self._stepper.layout.shape.columns * (1 if generates else _LARGER)
         rows = np.concatenate(list(source.plan(0)))
         part = np.cumsum(source.encoded.lengths[rows]) // room
@@ -79,7 +87,7 @@ class Scoring:
         return [] if any(flat.labels is None for flat in flats) else flats
 
     @torch.no_grad()
-    def _together(self, rows: dict[Member, list[Flat]], tick: Callable[[], None]) -> dict[Member, Scores]:
+    def _scored(self, rows: dict[Member, list[Flat]], tick: Callable[[], None]) -> dict[Member, Scores]:
         stepper = self._stepper
         placed, blank = [], []
         for member, reading in zip(stepper.members, stepper.readings, strict=True):

@@ -91,7 +91,7 @@ class Stack:
         lowest = max((span.at.stop for span in self.spans if span.low), default=0)
         self.low = torch.zeros(count, lowest, device=device, dtype=dtype)
         self._adopt()
-        self.low.copy_(self.master[:, :lowest])
+        self.follow()
         self.task = copy.deepcopy(task).train()
         self._see_norms()
         self.leaves: dict[str, Tensor] = {}
@@ -137,6 +137,10 @@ class Stack:
                 for key, flat in (("exp_avg", self.first), ("exp_avg_sq", self.second)):
                     if (kept := tensors.get(f"{name}/{key}")) is not None:
                         self._view(flat, name)[row : row + 1].copy_(kept)
+
+    def follow(self) -> None:
+        """What is computed with is what the members' tensors are now."""
+        self.low.copy_(self.master[:, : self.low.shape[1]])
 
     def numbers(self) -> list[list[float]]:
         """Of the next step, for each member: learning rate, 1 - beta1^t, 1 - beta2^t."""

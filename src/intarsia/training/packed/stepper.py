@@ -85,6 +85,17 @@ class PackedStepper:
         """Together with all members whose turn it is."""
         return self._scoring.of(member, tick)
 
+    def test(self, ended: Sequence[Member]) -> None:
+        """With their best weights in the stacks, which nobody needs any more."""
+        sources = {member: member.test for member in ended if member.test is not None}
+        for member in sources:
+            if member.best:
+                member.task.load_tensors(member.best)
+        for stack in self.stacks:
+            stack.follow()
+        for member, scores in self._scoring.together(sources).items():
+            member.tested = scores.metrics
+
     def optimizer_state(self, member: Member) -> OptimizerState:
         """From the stack that has it."""
         return next(stack for stack in self.stacks if member in stack.members).optimizer_state(member)
