@@ -1,6 +1,9 @@
-"""Numbers of one step on their way to the device, and its results on their way back."""
+"""Numbers of one step on their way to the device, its results on their way back, and what is launched in between as one graph."""
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,3 +75,20 @@ class Returning:
         self._event.synchronize()
         parts = self._flat.split([shape.numel() for shape in self._shapes])
         return [part.view(shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+
+@contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any = None) -> Iterator[None]:
+    """What is launched meanwhile is kept in the graph.
+
+    Other threads may bring tensors to the device. Nothing is collected: were an old graph among the garbage, CUDA would not let it
+    go while another is captured, and the capture would fail.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            yield
+    finally:
+        if collects:
+            gc.enable()

@@ -1,7 +1,9 @@
 """Which graphs are made, and whose rows they serve."""
 
+import gc
 import random
 
+import pytest
 import torch
 
 from bank.test_bank_graphs import DEVICE, Watched, alone, graphed, mixed, same, tasks_of, there
@@ -47,6 +49,39 @@ def test_a_pass_that_cannot_be_a_graph_is_run_as_it_is_and_said_once(monkeypatch
             same(bank({k: v[:part] for k, v in batch.items()}, tasks=rows[:part]), want[:part], batch, rows[:part])
     said = "BertModel: a pass is no CUDA graph, and is run as it is: the stream is capturing"
     assert [record.getMessage() for record in caplog.records] == [said]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+def test_neither_garbage_nor_a_failed_capture_spoils_later_graphs():
+    class Loop:
+        """Freed by the collector alone, and a graph with it."""
+
+        def __init__(self):
+            self.own, self.graph = self, torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                torch.zeros(4, device="cuda").add_(1)
+
+    tasks = tasks_of(wrap("bert"), ("serial", "lora"))
+    rows, batch = mixed(tasks, "bert"), ragged("bert", len(mixed(tasks, "bert")))
+    backbone, waits = there("bert"), [True]
+    backbone.base.encoder.layer[0].register_forward_hook(lambda _m, _a, y: y.sum().item() and None if waits else None)
+    bank = graphed(backbone, tasks)
+    before = gc.get_threshold()
+    with torch.no_grad():
+        for _ in range(2):
+            bank(batch, tasks=rows)
+        assert bank.graphs._never
+        assert not bank.graphs._passes
+        waits.clear()
+        for times in (4, 16):
+            for _ in range(5):
+                Loop()
+            gc.set_threshold(1, 1, 1)
+            for _ in range(2):
+                bank({k: v.repeat(times, 1) for k, v in batch.items()}, tasks=rows * times)
+            gc.set_threshold(*before)
+    assert len(bank.graphs._never) == 1
+    assert len(bank.graphs._passes) == 2
 
 
 def test_tasks_come_and_go_under_graphs_that_were_made_before(monkeypatch):

@@ -60,8 +60,8 @@ class Graphs:
             self._anchor = torch.zeros(ALIGN, dtype=backbone.dtype, device=backbone.device)
         self._on_gpu = backbone.device.type == "cuda"
         self._outs: dict[str, Tensor] = {}
-        self._stream = torch.cuda.Stream() if self._on_gpu else None
-        self._pool = torch.cuda.graph_pool_handle() if self._on_gpu else None
+        self._stream, self._pool = None, None
+        self._fresh()
 
     @cached_property
     def able(self) -> bool:
@@ -184,11 +184,16 @@ class Graphs:
         if one.replay is None:
             self._say("a pass is no CUDA graph, and is run as it is", why)
             self._never.add(one.key)
+            self._fresh()  # the failed capture may go on in the old ones
             return
         self._passes[one.key] = one
         self._sizes.setdefault(one.key._replace(forms=()), []).append(one.key)
         if len(self._passes) > _KEPT:
             self._drop(next(iter(self._passes)))
+
+    def _fresh(self) -> None:
+        if self.backbone.device.type == "cuda":
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def _say(self, what: str, why: str) -> None:
         """Once for each reason: nobody sees by the answers that they are slow."""

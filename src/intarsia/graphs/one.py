@@ -19,7 +19,7 @@ from intarsia.backbone.packed import Segments, Slots, packed
 from intarsia.graphs.layout import Packed
 from intarsia.ops import NOBODY, Rows
 from intarsia.routing import Route
-from intarsia.staged import Staged
+from intarsia.staged import Staged, capturing
 from intarsia.storage import Form
 
 Under = Callable[[Route], AbstractContextManager[None]]
@@ -130,8 +130,7 @@ class OnePass:
             self.run(under, route)
         graph, why = torch.cuda.CUDAGraph(), ""
         try:
-            # Others may bring tasks to the device meanwhile.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            with capturing(graph, stream, pool):
                 self.run(under, route)
             self.replay = graph.replay
         except RuntimeError as error:  # it waits for the device in between, or memory is short

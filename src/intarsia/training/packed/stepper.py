@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from intarsia.backbone.packed import computing, packed
+from intarsia.staged import capturing
 from intarsia.training.evaluation import Scores
 from intarsia.training.member import Member
 from intarsia.training.optim import OptimizerState
@@ -141,7 +142,7 @@ class PackedStepper:
                 for _ in range(2):
                     self._gradients()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, stream=stream):
+            with capturing(graph, stream):
                 self._pass()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.empty_cache()
