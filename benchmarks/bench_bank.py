@@ -56,16 +56,12 @@ METHODS: dict[str, Any] = {
 }
 TRAFFIC = ("identical", "uniform", "zipf", "distinct")
 NOTES = {
-    "cpu": "Goal: 0.95 with 1,024 tasks and uniform traffic. Here adapters 0.90, LoRA 0.995, three methods 1.07; but `identical`, "
-    "which should be 1, has 0.96 to 1.04 on this shared machine, and other runs of that day gave adapters 0.91 to 0.95, LoRA 0.96 "
-    "to 1.02, three methods 0.92 to 1.0. So adapters miss the goal, the others stand at it. What adapters lose are many small "
-    "products, of matrices that are not in the cache; to bring them together gained nothing that was sure, and was taken back.",
+    "cpu": "Goal: 0.95 with 1,024 tasks and uniform traffic. CPUNOTE",
     "cuda": "Passes are CUDA graphs over packed rows. Goals, 0.95 for encoders and 0.90 for decoding, with 1,024 tasks and "
-    "uniform traffic, are met: adapters 0.965 and 0.953, LoRA 0.987 and 0.971, three methods 0.966 and 0.91 (0.61 and 0.62 before "
+    "uniform traffic, are met: adapters 0.964 and 0.942, LoRA 0.99 and 0.967, three methods 0.962 and 0.913 (0.61 and 0.62 before "
     "graphs; 0.92 and 0.87 before rows of one token had kernels of their own and batches followed one another without a wait). "
-    "With 32 rows three methods have 0.92. One task's speed rose too: decoding from 7 to 37 thousand tokens/s, 32 rows from 184 "
-    "to 1,060. Adding a task has a p99 of 2 to 19 ms here, beside tests on the host's other GPU (goal: 10; 5 at most in earlier "
-    "runs); its tensors have been packed by fewer launches since.",
+    "With 32 rows three methods have 0.92. One task's speed rose too: decoding from 7 to 38 thousand tokens/s, 32 rows from 184 "
+    "to 1,070. Adding a task has a p99 of 1 to 4 ms (goal: 10).",
 }
 """What a reader of the present file should know; goes with its next whole run."""
 SAME = ("shape", "system", "job", "methods", "method", "rows", "traffic", "resident tasks")
@@ -173,7 +169,8 @@ def measure(bank: TaskBank, job: str, traffic: str, rows: int, seconds: float, d
             return None
         for task in tasks[number % DRAWS]:
             writer.add(Writing([1 + rows] * TOKENS, task, Sampling(max_tokens=DECODE_STEPS[device] + 2)))
-        writer.step()  # reads the prompts
+        for _ in range(2):
+            writer.step()  # reads the prompts, and brings their first tokens
         start = time.perf_counter()
         for _ in range(DECODE_STEPS[device]):
             writer.step()  # waits for the tokens

@@ -4,16 +4,18 @@
     python -m benchmarks.bench_serve --jobs soak --minutes 20 --keep
     python -m benchmarks.bench_serve --device cuda --jobs load changes --clients 1 64 256
 
-MiniLM in fp32 (on a GPU in bf16); a request is one film review (27 tokens in the middle) for one task, drawn uniformly. Tasks
-have random values and are adapters of width 16, LoRA of rank 8, prefixes and prompts of 10 in turn. Server and client are two
-processes, each with one thread for torch, and talk over loopback. `load`: so many clients that each ask again as soon as they
-are answered; `engine` is the same without HTTP: the engine in the client's own process, asked from the same event loop. The two
-take turns, so noise hits both. `changes`: 4 clients, while another puts a task in and takes it out again, without a pause (a
-PUT writes and syncs two files, and loads and checks them). `overload`: requests at 3 times the rate that 64 clients reached,
-whether answered or not, until well after the queue of 1,024 is full. `soak`: tasks are added, replaced and removed all the
-while, through the admin's routes and by folders (some written slowly, file by file), about twice as many as `--capacity` has
-room for, on a machine that others use too; every answer is compared with the one that its task gives alone, in any version that
-was served between question and answer (on a CPU only). Writes results/serve_{cpu,cuda}.{json,md}.
+MiniLM in fp32 (on a GPU in bf16); a request is one film review (27 tokens in the middle) for one task, drawn uniformly.
+Tasks have random values and are adapters of width 16, LoRA of rank 8, prefixes and prompts of 10 in turn. Server and client
+are two processes, each with one thread for torch, and talk over loopback. `load`: so many clients that each ask again as
+soon as they are answered; `engine` is the same without HTTP: the engine in the client's own process, asked from the same
+event loop. The two take turns, so noise hits both. `pace`: both ways are asked at the same rate, at random moments, a
+quarter and a half of what 64 clients reach by HTTP; that is what HTTP adds where nobody queues for a processor. `changes`: 4
+clients, while another puts a task in and takes it out again, without a pause (a PUT writes and syncs two files, and loads
+and checks them). `overload`: requests at 3 times the rate that 64 clients reached, whether answered or not, until well after
+the queue of 1,024 is full. `soak`: tasks are added, replaced and removed all the while, through the admin's routes and by
+folders (some written slowly, file by file), about twice as many as `--capacity` has room for, on a machine that others use
+too; every answer is compared with the one that its task gives alone, in any version that was served between question and
+answer (on a CPU only). Writes results/serve_{cpu,cuda}.{json,md}.
 """
 
 from __future__ import annotations
@@ -40,11 +42,14 @@ from intarsia.serving.engine import Engine
 from intarsia.serving.limits import Limits
 from intarsia.serving.requests import Classify, Event, Failed
 
-JOBS = ("load", "changes", "overload", "soak")
+JOBS = ("load", "pace", "changes", "overload", "soak")
 ROUNDS = 3
 OVER = 3
 CLIENTS = 64
 """Whose rate is the one that overload multiplies."""
+
+SHARES = (0.25, 0.5)
+"""Of the rate that those clients reach by HTTP, for `pace`."""
 
 CHANGING_CLIENTS = 4
 
@@ -115,6 +120,42 @@ async def load(
             "clients": count,
             "requests": len(found),
             "requests/s": round(len(found) / total[way], 1),
+            **percentiles(found),
+            "HTTP adds to p50, ms": round(middle[way] - middle["engine"], 2) if way == "HTTP" else None,
+        }
+        for way, found in took.items()
+    ]
+
+
+async def pace(
+    ways: dict[str, Ask], names: Sequence[str], texts: Sequence[str], most: float, share: float, seconds: float
+) -> list[dict[str, Any]]:
+    """A row for each way, asked at the same rate by people who do not know of each other."""
+    took: dict[str, list[float]] = {way: [] for way in ways}
+
+    async def one(way: str, shuffle: random.Random) -> None:
+        start = time.perf_counter()
+        if (status := await ways[way](shuffle.choice(names), shuffle.choice(texts))) != 200:
+            raise RuntimeError(f"a request was answered with {status}")
+        took[way].append(time.perf_counter() - start)
+
+    for number in range(ROUNDS):
+        for way in list(ways)[:: -1 if number % 2 else 1]:
+            shuffle, sent, at = random.Random(number), [], 0.0
+            began = time.perf_counter()
+            while (at := at + shuffle.expovariate(share * most)) < seconds:
+                await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
+                sent.append(asyncio.ensure_future(one(way, shuffle)))
+            await asyncio.gather(*sent)
+    middle = {way: 1000 * statistics.median(found) for way, found in took.items()}
+    return [
+        {
+            "job": "pace",
+            "through": way,
+            "tasks": len(names),
+            "of the most": share,
+            "requests/s": round(share * most, 1),
+            "requests": len(found),
             **percentiles(found),
             "HTTP adds to p50, ms": round(middle[way] - middle["engine"], 2) if way == "HTTP" else None,
         }
@@ -213,6 +254,11 @@ async def measured(given: argparse.Namespace, note: Callable[[dict[str, Any]], N
                 if "load" in given.jobs:
                     for clients_ in given.clients:
                         for row in await load(ways, names, texts, clients_, given.seconds):
+                            note(row)
+                if "pace" in given.jobs:
+                    found, whole = await clients(ways["HTTP"], names, texts, CLIENTS, 3, 0)
+                    for share in SHARES:
+                        for row in await pace(ways, names, texts, len(found) / whole, share, given.seconds):
                             note(row)
                 if "changes" in given.jobs:
                     folder = tasks / names[0]

@@ -46,7 +46,7 @@ JOBS = [
         for who, more in (("ours", "1:graph"), ("peft", "by-length"))
     ),
     *(f"where:bert-base:adapter:{members}" for members in (1, 8)),
-    *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck", "rotary")),
+    *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck")),
 ]
 PARTS = {
     "attention": ("segments_",),

@@ -8,7 +8,7 @@ from benchmarks.speed_h100_parts import lengths
 
 
 def kernel(name: str, seconds: float) -> dict[str, Any]:
-    """Each of `segments`, `norm`, `bottleneck`, `rotary`, in bf16, 8 tasks x 1,792 rows of 768; `rotary`: SmolLM2's heads."""
+    """Each of `segments`, `norm`, `bottleneck`, in bf16, 8 tasks x 1,792 rows of 768."""
     import torch
     from triton.testing import do_bench, do_bench_cudagraph
 
@@ -51,17 +51,6 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
             return reference.norm_change(inputs[0], frozen, *inputs[1:], 1e-12, centre=True)
 
         moved = (2 * states, 3 * states)
-    elif name == "rotary":
-        inputs = [fresh(tasks, rows, heads, 64).transpose(1, 2).detach().requires_grad_() for heads in (9, 3)]
-        angles = [fresh(1, rows, 64).detach() for _ in range(2)]
-
-        def ours() -> Any:
-            return ops.rotated(*inputs, *angles)
-
-        def plain() -> Any:
-            return reference.rotated(*inputs, *angles)
-
-        moved = (2 * states, 2 * states)
     else:
         shapes = [(tasks, rows, width), (tasks, narrow, width), (tasks, narrow), (tasks, width, narrow), (tasks, width)]
         inputs = [fresh(*shape) for shape in shapes]
@@ -78,8 +67,7 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
     speed = 2 * copied.numel() / do_bench(lambda: copied.clone()) / 1e-3
     found: dict[str, Any] = {"copy_tb_per_second": round(speed / 1e12, 2)}
     for who, run in (("ours", ours), ("plain", plain)):
-        made = run()
-        grad = [torch.randn_like(one) for one in (made if isinstance(made, tuple) else (made,))]
+        grad = torch.randn_like(run())
 
         def both(run: Any = run, grad: Any = grad) -> Any:
             return torch.autograd.grad(run(), inputs, grad)

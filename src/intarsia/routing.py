@@ -70,14 +70,13 @@ class StoredRun:
         self.tasks, self.stacked = [stored.flat for stored, _ in tasks], stacked
 
     @cached_property
-    def tensors(self) -> tuple[Sequence[Tensor], Sequence[Sequence[Tensor]]]:
+    def tensors(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
         """What is brought together of the tasks, and what lies apart."""
         if len(self.tasks) == 1:
             return self.form.pieces(self.tasks[0]), ()
         if not self.stacked:
             near = [flat[: self.form.near_size] for flat in self.tasks]
-            apart = [self.form.apart(flat) for flat in self.tasks]
-            return self.form.near_pieces(torch.stack(by_row(near, self.counts))), apart
+            return self.form.near_pieces(torch.stack(by_row(near, self.counts))), self.tasks
         flats = by_row(self.tasks, self.counts)
         return self.form.pieces(gathered(flats)), ()
 

@@ -125,19 +125,15 @@ class Form:
         """Views of the first `near_size` numbers of a flat tensor, or of a stack of them."""
         return near.split(self.sizes[: self.near], -1)
 
-    def apart(self, flat: Tensor) -> Sequence[Tensor]:
-        """A flat tensor's other pieces."""
-        return flat[self.near_size :].split(self.sizes[self.near :])
-
     def delta(
         self,
         key: str,
         near: Sequence[Tensor],
-        apart: Sequence[Sequence[Tensor]],
+        apart: Sequence[Tensor],
         weight: Callable[[list[Tensor]], Weight],
     ) -> Delta | None:
         """The delta of some tasks at a site, with views for parameters; None where the tasks have none there. near: from
-        `near_pieces`, and apart: from `apart`; or `pieces` and nothing. weight: what stands for matrices that lie apart."""
+        `near_pieces`, and apart: the tasks' flat tensors; or `pieces` and nothing. weight: what stands for the matrices in those."""
         shell = self.shells.get(key)
         if shell is None:
             return None
@@ -146,7 +142,9 @@ class Form:
             if piece < len(near):
                 tensors[name] = near[piece].view(-1, *shape)
             else:
-                tensors[name] = weight([own[piece - len(near)].view(shape) for own in apart])
+                begin, strides = self._begins[piece], (shape[1], 1)
+                # One call for each; there are fifty matrices a task, and as many tasks as rows.
+                tensors[name] = weight([own.as_strided(shape, strides, own.storage_offset() + begin) for own in apart])
         return _with(shell, tensors)
 
     def pack(self, task: Task, dtype: torch.dtype) -> Tensor:
