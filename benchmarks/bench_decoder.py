@@ -247,7 +247,7 @@ def main() -> None:
     text = __doc__.split("\n\n")[2].replace("\n", " ").strip()
     name, title = f"decoder_{given.device}", f"Continuous batching, {given.device}"
     if given.log:
-        text += " This page is of a run that was cut off; transformers' manager has its defaults, and infers whether it uses graphs."
+        text += " This run was cut off; transformers' manager has its defaults, and infers whether it uses graphs."
         write_results(name, title, logged(given), text=text, about=json.loads(given.about.read_text()))
         return
     ours = Ours(given.device, given.rows)

@@ -133,7 +133,7 @@ class Form:
         weight: Callable[[list[Tensor]], Weight],
     ) -> Delta | None:
         """The delta of some tasks at a site, with views for parameters; None where the tasks have none there. near: from
-        `near_pieces`, and apart: the tasks' flat tensors; or `pieces` and nothing. weight: what stands for the matrices in those."""
+        `near_pieces`, and apart: the tasks' flat tensors; or `pieces` and nothing. weight: stands for matrices of the latter."""
         shell = self.shells.get(key)
         if shell is None:
             return None
