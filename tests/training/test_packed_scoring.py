@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from intarsia.errors import DataError
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, LayerNormTuning, LoRA, PrefixTuning, PromptTuning
 from intarsia.training import Entry, fit_pack, loop
@@ -106,8 +107,6 @@ def test_few_that_are_due_and_those_that_write_text_are_scored_alone(tmp_path, m
 
 
 def test_rows_without_labels_are_said_by_their_own_member(tmp_path, monkeypatch):
-    from intarsia.errors import DataError
-
     pack = members("bert", HEADS["classification"], tmp_path, (9, 9, 9), monkeypatch)
     object.__setattr__(pack[1].validation.encoded, "labels", None)
     stepper = PackedStepper(pack)
@@ -115,6 +114,20 @@ def test_rows_without_labels_are_said_by_their_own_member(tmp_path, monkeypatch)
     assert stepper.evaluate(pack[0], lambda: None).metrics == pytest.approx(want, **TOL)
     with pytest.raises(DataError, match="evaluation needs labels"):
         stepper.evaluate(pack[1], lambda: None)
+
+
+def test_what_is_wrong_with_one_members_answers_concerns_no_other(tmp_path, monkeypatch):
+    pack = members("bert", HEADS["classification"], tmp_path, (9, 9, 9), monkeypatch)
+    want = {member: member.scores(lambda: None) for member in pack}
+    stepper, measured = PackedStepper(pack), scoring.measured
+
+    def picky(task, answered):
+        if task is pack[1].task:
+            raise DataError("no such label")
+        return measured(task, answered)
+
+    monkeypatch.setattr(scoring, "measured", picky)
+    check(stepper, want)  # the second one alone, where nothing is wrong
 
 
 def test_where_memory_is_short_each_is_scored_alone(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ One by one, K members would take K times as many passes, each too small for a GP
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -114,7 +115,9 @@ class Scoring:
         outs = [[row for form in one.wait() for row in form] for one in found]
         scored: dict[Member, Scores] = {}
         for at, member in enumerate(members):
-            if member in rows:
+            if member not in rows:
+                continue
+            with suppress(IntarsiaError):  # which is said where that member is scored alone, and concerns no other
                 scored[member] = _scores(member, rows[member], placed[at], [out[at] for out in outs])
         return scored
 
