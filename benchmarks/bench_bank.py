@@ -59,8 +59,8 @@ NOTES = {
     "cpu": "Goal: 0.95 with 1,024 tasks and uniform traffic, over BERT-base's shape. LoRA and three methods meet it, adapters "
     "are just below: 0.934 in three runs of 40 to 60 s a figure on this shared machine, 0.956 in a quieter hour (and 0.88 to 0.91 "
     "in runs of 8 s beside other work, where `identical`, which should be 1, had 0.97). What adapters lose, by profile: their "
-    "matrices, 3.7 MB a task, come from memory and not from the cache (2 %), small products (1 %), norms (1 %), and bringing the "
-    "views of 32 tasks together (1 %; 3 before a matrix was one view and not four).",
+    "matrices come from memory and not from the cache, products are small, and norms and views are brought together. Rows of 64 "
+    "tasks, memory and peft are of 95a2615, before a stored matrix was one view and not four; some ran beside other work.",
     "cuda": "Passes are CUDA graphs over packed rows. Goals, 0.95 for encoders and 0.90 for decoding, with 1,024 tasks and "
     "uniform traffic, are met: adapters 0.964 and 0.942, LoRA 0.99 and 0.967, three methods 0.962 and 0.913 (0.61 and 0.62 before "
     "graphs; 0.92 and 0.87 before rows of one token had kernels of their own and batches followed one another without a wait). "

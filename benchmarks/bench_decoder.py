@@ -16,13 +16,11 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -205,27 +203,19 @@ def measure(contenders: dict[str, Contender], alone: Contender, traffic: str, gi
             speeds[name].append(sum(map(len, found)) / (time.perf_counter() - start))
             same[name] = None if "LoRA" in name else sum(own == other for own, other in zip(found, want, strict=False))
             print(traffic, name, round(speeds[name][-1], 1), same[name], flush=True)
-    return rows_of(traffic, speeds, same, given)
-
-
-def rows_of(
-    traffic: str, speeds: dict[str, list[float]], same: dict[str, int | None], given: argparse.Namespace
-) -> list[dict]:
-    """Of every round's tokens/s, and of how many texts were the same in the last one."""
     middle = {name: statistics.median(own) for name, own in speeds.items()}
-    checked = min(given.checked or given.requests, given.requests)
     return [
         {
             "traffic": traffic,
             "system": name,
             "rows at once": given.rows,
-            "requests": given.requests,
+            "requests": len(requests),
             "tokens/s": round(middle[name], 1),
             "slowest": round(min(own), 1),
             "fastest": round(max(own), 1),
             "ratio to transformers' continuous batching": round(middle[name] / middle["transformers, continuous"], 3),
             "same texts": same[name],
-            "of": checked if same[name] is not None else None,
+            "of": len(want) if same[name] is not None else None,
         }
         for name, own in speeds.items()
     ]
@@ -239,17 +229,7 @@ def main() -> None:
     parser.add_argument("--checked", type=int, help="of the requests are written alone, too; all, if not given")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--traffic", nargs="+", default=["mixed", "equal"])
-    parser.add_argument(
-        "--log", type=Path, help="what a run printed that was cut off: its whole traffics make the page"
-    )
-    parser.add_argument("--about", type=Path, help="with --log: a json file with that machine's facts")
     given = parser.parse_args()
-    text = __doc__.split("\n\n")[2].replace("\n", " ").strip()
-    name, title = f"decoder_{given.device}", f"Continuous batching, {given.device}"
-    if given.log:
-        text += " This run was cut off; transformers' manager has its defaults, and infers whether it uses graphs."
-        write_results(name, title, logged(given), text=text, about=json.loads(given.about.read_text()))
-        return
     ours = Ours(given.device, given.rows)
     stock, static = (
         Stock(given.device, given.rows, ours.ends, 64 + 64),
@@ -262,30 +242,15 @@ def main() -> None:
         "transformers, continuous": stock,
         "transformers, padded batches": static,
     }
+    text = __doc__.split("\n\n")[2].replace("\n", " ").strip()
+    text += f" transformers' manager attended with `{stock.attention}`, pages of {PAGE} tokens."
+    rows: list[dict] = []
     try:
-        rows = [row for traffic in given.traffic for row in measure(contenders, alone, traffic, given)]
+        for traffic in given.traffic:  # the page after each: a run that is cut off leaves what it has
+            rows += measure(contenders, alone, traffic, given)
+            write_results(f"decoder_{given.device}", f"Continuous batching, {given.device}", rows, text=text)
     finally:
         stock.close()
-    text += f" transformers' manager attended with `{stock.attention}`, pages of {PAGE} tokens."
-    write_results(name, title, rows, text=text)
-
-
-def logged(given: argparse.Namespace) -> list[dict]:
-    """The rows of those traffics of which every contender had all its rounds."""
-    speeds: dict[str, dict[str, list[float]]] = {}
-    same: dict[str, dict[str, int | None]] = {}
-    for line in given.log.read_text().splitlines():
-        traffic, _, rest = line.partition(" ")
-        if traffic in given.traffic:
-            name, speed, alike = rest.rsplit(" ", 2)
-            speeds.setdefault(traffic, {}).setdefault(name, []).append(float(speed))
-            same.setdefault(traffic, {})[name] = None if alike == "None" else int(alike)
-    return [
-        row
-        for traffic, found in speeds.items()
-        if {len(own) for own in found.values()} == {given.rounds}
-        for row in rows_of(traffic, found, same[traffic], given)
-    ]
 
 
 if __name__ == "__main__":

@@ -111,20 +111,11 @@ async def load(
             if number:  # the first one warms up
                 took[way] += found
                 total[way] += whole
-    middle = {way: 1000 * statistics.median(found) for way, found in took.items()}
-    return [
-        {
-            "job": "load",
-            "through": way,
-            "tasks": len(names),
-            "clients": count,
-            "requests": len(found),
-            "requests/s": round(len(found) / total[way], 1),
-            **percentiles(found),
-            "HTTP adds to p50, ms": round(middle[way] - middle["engine"], 2) if way == "HTTP" else None,
-        }
+    more = {
+        way: {"clients": count, "requests": len(found), "requests/s": round(len(found) / total[way], 1)}
         for way, found in took.items()
-    ]
+    }
+    return beside("load", names, took, more)
 
 
 async def pace(
@@ -147,18 +138,18 @@ async def pace(
                 await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
                 sent.append(asyncio.ensure_future(one(way, shuffle)))
             await asyncio.gather(*sent)
+    asked = {"of the most": share, "requests/s": round(share * most, 1)}
+    return beside("pace", names, took, {way: asked | {"requests": len(found)} for way, found in took.items()})
+
+
+def beside(
+    job: str, names: Sequence[str], took: dict[str, list[float]], more: dict[str, dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """A row for each way, with what more there is to say of it."""
     middle = {way: 1000 * statistics.median(found) for way, found in took.items()}
     return [
-        {
-            "job": "pace",
-            "through": way,
-            "tasks": len(names),
-            "of the most": share,
-            "requests/s": round(share * most, 1),
-            "requests": len(found),
-            **percentiles(found),
-            "HTTP adds to p50, ms": round(middle[way] - middle["engine"], 2) if way == "HTTP" else None,
-        }
+        {"job": job, "through": way, "tasks": len(names), **more[way], **percentiles(found)}
+        | {"HTTP adds to p50, ms": round(middle[way] - middle["engine"], 2) if way == "HTTP" else None}
         for way, found in took.items()
     ]
 

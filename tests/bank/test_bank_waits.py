@@ -6,17 +6,18 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import tiny
 from bank.test_bank_graphs import DEVICE, FAMILIES, WITHOUT, graphed, mixed, tasks_of, there
 from bank.test_bank_stored import ragged
 from intarsia.serving.decoder import Decoder, Writing
 from intarsia.serving.sampling import Sampling
 from methods.every import wrap
-from serving.test_serving_decoder_families import UNROUTED
 from serving.writing import Letters
 
 HALF = torch.bfloat16
 """In which a GPU runs; some kernels stand in for the model's own only there."""
 WAITING = ("_local_scalar_dense", "equal", "nonzero", "is_nonzero", "masked_select", "unique", "allclose")
+WRITERS = [family for family in FAMILIES if family in tiny.DECODERS]
 METHODS = ("serial", "lora", "layer-norm", "prefix flat")
 DEFINITIONS = "intarsia/ops/"
 """What a GPU has kernels for."""
@@ -67,11 +68,9 @@ def test_a_pass_never_waits_for_the_device(family, monkeypatch):
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU makes the graphs, which the tests below ask for")
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in (*WITHOUT, *UNROUTED)])
+@pytest.mark.parametrize("family", WRITERS)
 def test_a_pass_that_writes_never_waits_for_the_device(family, monkeypatch):
     bank = graphed(there(family, HALF), tasks_of(wrap(family), METHODS, each=1))
-    if bank.backbone.kind != "decoder":
-        return
     waits, sorts = watched(bank, monkeypatch)
     write(bank)
     assert sorts
@@ -99,7 +98,7 @@ def test_passes_in_half_precision_are_graphs(family):
             bank(ragged(family, len(rows)), tasks=rows)
     assert bank.graphs._passes
     assert not bank.graphs._never
-    if bank.backbone.kind == "decoder" and family not in UNROUTED:
+    if family in WRITERS:
         write(bank)
         assert any(key.slots is not None for key in bank.graphs._passes)
         assert not bank.graphs._never

@@ -102,6 +102,22 @@ def test_a_prompt_that_fails_takes_no_running_text_with_it(monkeypatch):
     assert texts[0].new == want
 
 
+def test_a_tokenizer_that_fails_ends_its_pass_and_not_the_decoder(monkeypatch):
+    bank = seated("llama")
+    decoder, texts = Decoder(bank, max_rows=2), [Writing([5, 6, 7], None, Sampling(max_tokens=3)) for _ in range(3)]
+    want = alone_plainly(bank, texts[2])
+    for text in texts:
+        decoder.add(text)
+    decoder.step()
+    with monkeypatch.context() as broken:
+        broken.setattr(texts[0].text, "push", lambda token: (_ for _ in ()).throw(ValueError("no such token")))
+        lost = decoder.step()
+    assert [(one.writing, str(one.error)) for one in lost] == [(text, "no such token") for text in texts[:2]]
+    while decoder.running or decoder.waiting:
+        assert not [one.error for one in decoder.step() if one.error is not None]
+    assert texts[2].new == want
+
+
 def test_prompts_that_are_too_many_for_one_pass_take_turns(monkeypatch):
     monkeypatch.setattr(seats, "PREFILL", 8)
     bank = seated("llama")

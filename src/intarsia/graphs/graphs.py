@@ -150,10 +150,8 @@ class Graphs:
         if key in self._passes:
             return key, True
         if not all(form.users for form in key.forms):
-            return (
-                key,
-                False,
-            )  # a text whose task has been taken out: a graph would lack what the next task of its shape needs
+            # A text whose task has been taken out: a graph would lack what the next task of its shape needs.
+            return key, False
         if len(self._asked) > 100 * _KEPT:
             self._asked.clear()
         alike = self._sizes.get(key._replace(forms=()), [])

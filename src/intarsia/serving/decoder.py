@@ -106,8 +106,7 @@ class Decoder:
             return joining.pop(_SEATED, [])
 
         emitted = self._seated.step(admit)
-        groups = list(self._groups)
-        for word in groups:
+        for word in list(self._groups):
             emitted += self._guarded(self._groups[word].rows, lambda word=word: self._step(word))
         for word, rows in joining.items():
             emitted += self._guarded(rows, lambda word=word, rows=rows: self._join(word, rows))

@@ -49,7 +49,10 @@ class Seated:
         except Exception as error:  # noqa: BLE001 - whatever it was, other rows go on
             return self._lost(self.rows, error)
         lost = self._begin(admit())
-        tokens, emitted = taken(list(found), list(found.values()), self._ends)
+        try:
+            tokens, emitted = taken(list(found), list(found.values()), self._ends)
+        except Exception as error:  # noqa: BLE001 - as above
+            return self._lost(list(found), error) + [one for one in lost if one.writing not in found]
         over = [row for row, token in zip(found, tokens, strict=True) if token is None]
         self.leave(over)
         return emitted + [one for one in lost if one.writing not in over]
