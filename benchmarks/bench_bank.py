@@ -30,6 +30,8 @@ import torch
 
 from benchmarks.results import kept, write_results
 from intarsia.backbone import Backbone
+from intarsia.backbone.attention_products import wants_products
+from intarsia.backbone.loading import choose_dtype
 from intarsia.bank import TaskBank
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
@@ -68,7 +70,7 @@ NOTES = {
     "to 1,070. Adding a task has a p99 of 1 to 4 ms (goal: 10).",
 }
 """What a reader of the present file should know; goes with its next whole run."""
-SAME = ("shape", "system", "job", "methods", "method", "rows", "traffic", "resident tasks")
+SAME = ("shape", "dtype", "system", "job", "methods", "method", "rows", "traffic", "resident tasks")
 """Columns that are equal in a row that is measured again."""
 
 
@@ -78,7 +80,10 @@ def encoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
 
     config = transformers.BertConfig(vocab_size=30522, **SHAPES[shape])
     torch.manual_seed(0)
-    return Backbone.wrap(transformers.BertModel(config).to(device, dtype))
+    backbone = Backbone.wrap(transformers.BertModel(config).to(device, dtype))
+    if wants_products(dtype, backbone.device):  # as Backbone.load
+        backbone.attention.enter()
+    return backbone
 
 
 def decoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
@@ -214,7 +219,7 @@ def turnover(bank: TaskBank, kind: str, head: Head | None) -> dict[str, Any]:
     return {"job": "turnover", "resident tasks": len(bank.tasks), "add p99 ms": at[0], "remove p99 ms": at[1]}
 
 
-def memory(kind: str, count: int, shape: str, device: str) -> dict[str, Any]:
+def memory(kind: str, count: int, shape: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
     """What a thousand tasks of a method take: the growth of a process of its own, beside the sum of their tensors."""
     command = [
         sys.executable,
@@ -227,6 +232,8 @@ def memory(kind: str, count: int, shape: str, device: str) -> dict[str, Any]:
         shape,
         "--device",
         device,
+        "--dtype",
+        str(dtype).removeprefix("torch."),
     ]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
 
@@ -314,20 +321,21 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=["adapter", "lora", "adapter+lora+prefix"])
     parser.add_argument("--traffic", nargs="+", default=list(TRAFFIC))
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 8, 64, 256, 1024])
+    parser.add_argument("--dtype", default="auto", help="as Backbone.load has it")
     parser.add_argument("--rows", type=int, default=ROWS, help="of the encoder's batches")
     parser.add_argument("--seconds", type=float, default=4, help="of each figure")
     parser.add_argument("--peft-tasks", type=int, default=64)
     parser.add_argument("--keep", action="store_true", help="beside the other rows that the result file has")
     parser.add_argument("--memory-of", nargs=2, metavar=("METHOD", "COUNT"), help=argparse.SUPPRESS)
     given = parser.parse_args()
-    dtype = torch.float32 if given.device == "cpu" else torch.bfloat16
+    dtype = choose_dtype(given.dtype, torch.device(given.device))
     if given.memory_of:
         print(json.dumps(grown(given.memory_of[0], int(given.memory_of[1]), given.shape, given.device, dtype)))
         return
     rows: list[dict[str, Any]] = []
 
     def note(row: dict[str, Any]) -> None:
-        rows.append({"shape": given.shape, **row})
+        rows.append({"shape": given.shape, "dtype": str(dtype).removeprefix("torch."), **row})
         print(rows[-1], flush=True)
 
     run(given, dtype, note)
@@ -361,7 +369,7 @@ def run(given: argparse.Namespace, dtype: torch.dtype, note: Callable[[dict[str,
             note({"system": "intarsia", "methods": methods, **turnover(bank, kinds[0], own)})
             bank.detach()
     for kind in ("prompt", "lora", "adapter") if "memory" in given.jobs else ():
-        note({"system": "intarsia", **memory(kind, 1000, given.shape, given.device)})
+        note({"system": "intarsia", **memory(kind, 1000, given.shape, given.device, dtype)})
     for row in (
         peft_rows(given.shape, given.device, dtype, given.peft_tasks, given.seconds) if "peft" in given.jobs else ()
     ):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.ops import NOBODY, Before, Rows, offsets_from
+from intarsia.ops import NOBODY, Before, Own, Rows, frozen_norm, offsets_from
 from intarsia.routing import Resident, Route, Run
 from intarsia.storage import Form, Stored
 
@@ -26,12 +26,19 @@ class AddressedRoute(Route):
     def project(self, key: str, x: Tensor, y: Tensor) -> Tensor:
         """y', written into y."""
         self._counts(y.shape[0])
+        for change in self._changes_at(key):
+            y = change(x, y)
+        return y
+
+    def norm(self, key: str, x: Tensor, own: Own) -> Tensor | None:
+        """y', or None."""
+        return self.project(key, x, frozen_norm(x, own)) if self._changes_at(key) else None
+
+    def _changes_at(self, key: str) -> list[Any]:
         if key not in self._changes:
             found = [form.delta_at(key, self.where, number) for number, form in enumerate(self.forms)]
             self._changes[key] = [delta.change_ for delta in found if delta is not None]
-        for change in self._changes[key]:
-            y = change(x, y)
-        return y
+        return self._changes[key]
 
     def prefix(self, key: str, rows: int) -> Before | None:
         """Where the keys and values lie. Made once: a graph cannot, and needs it as long as it runs."""

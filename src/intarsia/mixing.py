@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import PLACES, Prompts
 from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta, ProjectionDelta
+from intarsia.methods.norms import NormDelta
+from intarsia.ops import Own, frozen_norm
 
 
 def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
@@ -30,6 +32,15 @@ def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Te
             own = delta.change_(read, own) if in_place else delta(read, own)
         pieces.append(own)
     return y if in_place else pieces[0] if alone else torch.cat(pieces)
+
+
+def mix_norms(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, own: Own) -> Tensor:
+    """As `mix_projections`, at a norm that nobody has computed yet."""
+    pieces = []
+    for delta, read in zip(deltas, [x] if len(deltas) == 1 else x.split(list(counts)), strict=True):
+        assert delta is None or isinstance(delta, NormDelta)
+        pieces.append(frozen_norm(read, own) if delta is None else delta.whole(read, own))
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _rows(values: Tensor, count: int) -> Tensor:

@@ -15,7 +15,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
 from intarsia.errors import TaskError, nearest
-from intarsia.ops import Before, fused
+from intarsia.ops import Before, Own, fused
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.shelf import Shelf
 from intarsia.sites import Role, Site
@@ -242,6 +242,9 @@ class Residents:
         def project(x: Tensor, y: Tensor) -> Tensor:
             return self._route.project(key, x, y)
 
+        def norm(x: Tensor, own: Own) -> Tensor | None:
+            return self._route.norm(key, x, own)
+
         def replace() -> Tensor | None:
             return self._route.replacement(key)
 
@@ -252,4 +255,5 @@ class Residents:
             return self._route.prompts(key, rows, device)
 
         changes = {Role.WEIGHT: replace, Role.KV: extend, Role.EMBED: enter, Role.EMBED_OUT: enter}
-        return self.backbone.hook(site, changes.get(site.role, project))
+        whole = self.backbone.hook_norm(site, norm) if site.role is Role.NORM else None
+        return whole or self.backbone.hook(site, changes.get(site.role, project))

@@ -18,8 +18,8 @@ from intarsia.backbone import Backbone
 from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.methods import Delta
-from intarsia.mixing import mix_prefixes, mix_projections, mix_prompts
-from intarsia.ops import Before, Pieces, gathered
+from intarsia.mixing import mix_norms, mix_prefixes, mix_projections, mix_prompts
+from intarsia.ops import Before, Own, Pieces, gathered
 from intarsia.sites import Role
 from intarsia.storage import Live, Stored, by_row
 from intarsia.task import Task
@@ -102,6 +102,11 @@ class Route:
         if all(delta is None for delta in deltas):
             return y
         return mix_projections(deltas, self._counts(y.shape[0]), x, y)
+
+    def norm(self, key: str, x: Tensor, own: Own) -> Tensor | None:
+        """y', at a norm that nobody has computed yet; None: it is the frozen one."""
+        deltas = self._at(key)
+        return None if all(delta is None for delta in deltas) else mix_norms(deltas, self._counts(x.shape[0]), x, own)
 
     def prefix(self, key: str, rows: int) -> list[Prefix] | Before | None:
         """What goes before the keys and values of an attention, run by run."""

@@ -7,8 +7,10 @@ import torch
 
 import tiny
 from intarsia.backbone import Backbone
+from intarsia.backbone.packed import computing
 from intarsia.bank import TaskBank
 from intarsia.errors import BackboneError, ConfigError
+from intarsia.sites import Role
 from intarsia.task import Task
 from methods.every import HEAD, METHODS, new_task, row, stir, usable, wrap
 
@@ -168,3 +170,22 @@ def test_minilm_adapts_and_its_task_file_is_small(tmp_path):
         bank.evict("t")
         bank.load(tmp_path)
         assert torch.equal(bank(batch, tasks="t"), scores)
+
+
+def test_what_computes_for_a_frozen_norm_does_so_behind_the_tasks():
+    backbone = Backbone.wrap(tiny.build("bert"))
+    site = next(site for site in backbone.sites if site.role is Role.NORM)
+    norm, x, answers = backbone.base.get_submodule(site.module), torch.randn(2, 3, site.width), []
+    before = norm(x)
+    hook = backbone.hook_norm(site, lambda x, own: answers[-1])
+    assert hook is not None
+    assert backbone.hook_norm(site, lambda x, own: x) is None  # one at a time
+    for answer, idle, other in ((None, before, x), (x, x, x)):
+        answers.append(answer)
+        assert torch.equal(norm(x), idle)
+        with computing([(norm, lambda x: x)]):
+            assert torch.equal(norm(x), other)
+        assert torch.equal(norm(x), idle)
+    hook.remove()
+    assert torch.equal(norm(x), before)
+    assert "forward" not in norm.__dict__

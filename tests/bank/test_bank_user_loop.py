@@ -231,3 +231,23 @@ def test_low_precision_training_moves_values_by_less_than_the_backbones_own_step
         assert moved.float().mean() > 0.5, key
         lost = after[key].bfloat16() == before[key].bfloat16()
         assert (moved & lost).float().mean() > 0.4, key
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_two_banks_train_the_norms_of_one_backbone(family):
+    backbone, batch = wrap(family), tiny.inputs(family, rows=2)
+    tasks = {name: stir(new_task(backbone, "layer-norm", name=name), seed=seed) for seed, name in enumerate("ab")}
+    plain = TaskBank(backbone)(batch, tasks=[None, None])
+    alone = {}
+    for name, task in tasks.items():
+        bank = TaskBank(backbone, [task])
+        alone[name] = bank(batch, tasks=name)
+        bank.detach()
+    banks = {name: TaskBank(backbone, [task]) for name, task in tasks.items()}
+    for _ in range(2):
+        for name, bank in banks.items():
+            torch.testing.assert_close(bank(batch, tasks=name), alone[name], rtol=1e-5, atol=1e-5)
+        banks.pop("a", TaskBank(backbone)).detach()
+    banks["b"].detach()
+    after = TaskBank(backbone)(batch, tasks=[None, None])
+    assert all(torch.equal(one, other) for one, other in zip(after, plain, strict=True))

@@ -97,7 +97,7 @@ def test_a_whole_norm_is_computed_at_once(tasks, bias, dtype, tol):
     made = norm_change(inputs[0], None, *parts(inputs[1]), 1e-5, True, *own)
     check(made, inputs, in_two(*wide, *wide_own), wide, tol)
     again, wide = doubles(inputs), doubles(inputs)
-    made = reference.norm_change(again[0], reference.Own(*wide_own), *parts(again[1]), 1e-5, centre=True)
+    made = reference.whole_norm(again[0], reference.Own(*wide_own, 1e-5, True), *parts(again[1]))
     check(made, again, in_two(*wide, *wide_own), wide, 1e-12)
 
 

@@ -125,6 +125,43 @@ def test_matrices_that_lie_apart_equal_matrices_in_one_tensor(counts, beams, gra
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("counts", [[1, 1, 2], [1, 1, 7]], ids=["few rows a task", "many"])
+def test_matrices_of_tasks_with_few_rows_are_one_product(counts, monkeypatch):
+    x, *weights = bottleneck_arguments(sum(counts), 5, 6, 4, 3)
+    products, mm = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda *args, **more: (products.append(args), mm(*args, **more))[1])
+    with torch.no_grad():
+        ops.linear(x, ops.Pieces([weights[0][n] for n in range(3)], counts), None)
+    assert len(products) == (0 if counts[-1] == 2 else 3)
+
+
+@pytest.mark.parametrize("tasks", [1, 3])
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_whole_norm_is_the_frozen_one_with_its_change(tasks, centre, grad):
+    x, gain, bias, own_gain, own_bias = draw((6, 4, 5), (tasks, 5), (tasks, 5), (5,), (5,))
+    own = ops.Own(own_gain, own_bias if centre else None, 1e-5, centre)
+    given = [x, gain, *([bias] if centre else [])]
+    for one in given:
+        one.requires_grad_(grad)
+    rest = (gain, bias if centre else None)
+    with torch.set_grad_enabled(grad):
+        out = ops.whole_norm(x, own, *rest)
+        want = ops.norm_change(x, ops.frozen_norm(x, own), *rest, 1e-5, centre=centre)
+    torch.testing.assert_close(out, want, rtol=1e-12, atol=1e-12)
+    if grad:
+        found, wanted = (torch.autograd.grad(y.square().sum(), given) for y in (out, want))
+        torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_whole_norm_in_half_precision_keeps_differences_that_are_small_beside_the_gain():
+    x, own = torch.randn(4, 64).bfloat16(), ops.Own(torch.ones(8).bfloat16(), torch.zeros(8).bfloat16(), 1e-5, True)
+    x, gain = x.view(4, 8, 8), torch.full((1, 8), 2e-3)
+    out = ops.whole_norm(x, own, gain, torch.zeros(1, 8)).float()
+    exact = ops.normalise(x.float(), 1e-5, centre=True)
+    assert abs((out / exact).mean() - 1.002) < 5e-4  # 1 + 0.002 is 1 in bf16
+
+
 def test_pieces_refuse_rows_that_do_not_divide_among_them():
     x, *weights = bottleneck_arguments(5, 2, 6, 4, 3)
     with pytest.raises(RuntimeError, match="4 rows"):

@@ -196,6 +196,14 @@ class Backbone:
             return hooks.Hooks(*self.entrance(site).hook(change))
         return hooks.at_projection(self.base, site, change)
 
+    def hook_norm(self, site: Site, change: hooks.Norm) -> hooks.Hooks | None:
+        """Has the whole norm at a site computed by `change`. None where `hook` has to be used: the norm does more than an ops.Own
+        says, or somebody else (another bank, a user's own code) has its forward already."""
+        module = self.base.get_submodule(site.module)
+        if "forward" in module.__dict__ or all(module is not norm for _, norm in self.plain.norms):
+            return None
+        return hooks.Hooks(hooks.WholeNorm(module, site, change))
+
     def entrance(self, site: Site) -> Entrance:
         """Where prompts of this site (Role.EMBED or EMBED_OUT) go in."""
         block = site.module if site.role is Role.EMBED_OUT else ""

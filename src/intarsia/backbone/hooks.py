@@ -8,10 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from intarsia.ops import Own
 from intarsia.sites import Part, Role, Site
 
 Project = Callable[[Tensor, Tensor], Tensor]
 """(x, y) -> y', the change at a projection."""
+Norm = Callable[[Tensor, Own], Tensor | None]
+"""(x, the frozen norm) -> y', the whole norm as it is to be; None: it is to be as it was."""
 Replace = Callable[[], Tensor | None]
 """() -> the parameter's stand-in for this call, or None to leave it."""
 
@@ -41,6 +44,27 @@ def first_argument(args: tuple, kwargs: dict) -> Tensor:
     if args:
         return args[0]
     return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
+
+
+class WholeNorm:
+    """A norm's forward while tasks train it. A change behind the frozen norm's would be passes of its own over the states."""
+
+    def __init__(self, module: nn.Module, site: Site, change: Norm) -> None:
+        """module: computes n(x) times its weight, plus its bias, and nothing else; its forward is its class's."""
+        self.module, self.site, self.change = module, site, change
+        self.frozen: Callable[[Tensor], Tensor] = module.forward
+        module.__dict__["forward"] = self  # past nn.Module's own __setattr__; the class, hooks and state_dict stay
+
+    def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """y'"""
+        x, module = first_argument(args, kwargs), self.module
+        own = Own(module.weight, getattr(module, "bias", None), self.site.eps, self.site.parameter == "layer")  # type: ignore[arg-type]
+        y = self.change(x, own)
+        return self.frozen(x) if y is None else y
+
+    def remove(self) -> None:
+        """The module is as before."""
+        del self.module.__dict__["forward"]
 
 
 def at_projection(base: nn.Module, site: Site, change: Project) -> Hooks:

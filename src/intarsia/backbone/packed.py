@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbone.attention import EXTEND, Extend, Result
+from intarsia.backbone.hooks import WholeNorm
 from intarsia.backbone.rotary import turning
 from intarsia.errors import UnsupportedError
 from intarsia.ops import Before, segment_attention
@@ -182,17 +183,24 @@ def register() -> None:
 @contextmanager
 def computing(modules: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
     """Meanwhile each module's own computation is another one; its hooks stay."""
-    before = [module.__dict__.get("forward") for module, _ in modules]
-    for module, forward in modules:
-        module.__dict__["forward"] = forward
+    places = [_forward(module) for module, _ in modules]
+    before = [held.get(name) for held, name in places]
+    for (held, name), (_, forward) in zip(places, modules, strict=True):
+        held[name] = forward
     try:
         yield
     finally:
-        for (module, _), own in zip(modules, before, strict=True):
+        for (held, name), own in zip(places, before, strict=True):
             if own is None:
-                del module.__dict__["forward"]
+                del held[name]
             else:
-                module.__dict__["forward"] = own
+                held[name] = own
+
+
+def _forward(module: nn.Module) -> tuple[dict[str, Any], str]:
+    """Where a module's own computation is kept; a trained norm's is behind the tasks'."""
+    own = module.__dict__.get("forward")
+    return (vars(own), "frozen") if isinstance(own, WholeNorm) else (module.__dict__, "forward")
 
 
 @contextmanager

@@ -28,9 +28,6 @@ def norm_sites(available: Sequence[Site], leave_out: Sequence[int] = ()) -> list
 class NormDelta(ProjectionDelta):
     """y' = y + gain * n(x) + bias.   gain, bias: (N, D), both differences from the backbone's own."""
 
-    own: ops.Own | None = None
-    """The backbone's gain and bias. Who gives them has the whole norm computed here, and y is not read."""
-
     def __init__(self, site: Site) -> None:
         super().__init__()
         self.eps, self.centre = site.eps, site.parameter == "layer"
@@ -39,15 +36,17 @@ class NormDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x, y: (B, ..., D), the norm's input and output. Returns (B, ..., D)."""
-        return ops.norm_change(x, self.own or y, self.gain, self.bias, self.eps, centre=self.centre)
+        return ops.norm_change(x, y, self.gain, self.bias, self.eps, centre=self.centre)
+
+    def whole(self, x: Tensor, own: ops.Own) -> Tensor:
+        """y' itself, where nobody has computed y.   x: (B, ..., D)"""
+        return ops.whole_norm(x, own, self.gain, self.bias)
 
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """`forward` written into y."""
         own: Any = self
         if isinstance(own.gain, ops.At):
             return ops.add_norms_(x, y, own.gain, own.bias, self.eps, centre=self.centre)
-        if self.own is not None:
-            return super().change_(x, y)
         return ops.norm_change_(x, y, self.gain, self.bias, self.eps, centre=self.centre)
 
     def addressed(self) -> bool:

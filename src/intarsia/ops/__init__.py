@@ -6,10 +6,19 @@ from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_,
 from intarsia.ops.attention import product_attention
 from intarsia.ops.choice import fused
 from intarsia.ops.dropout import keyed_dropout
-from intarsia.ops.fast import adapted, adapted_, fused_activation, gathered, norm_change, norm_change_, rotated
+from intarsia.ops.fast import (
+    adapted,
+    adapted_,
+    fused_activation,
+    gathered,
+    norm_change,
+    norm_change_,
+    rotated,
+    whole_norm,
+)
 from intarsia.ops.pieces import ALIGN, Pieces
 from intarsia.ops.prefixed import prefixed_attention
-from intarsia.ops.reference import Own, add_linear_, bottleneck, linear, low_rank, normalise, per_task
+from intarsia.ops.reference import Own, add_linear_, bottleneck, frozen_norm, linear, low_rank, normalise, per_task
 from intarsia.ops.segments import segment_attention
 
 __all__ = [
@@ -30,6 +39,7 @@ __all__ = [
     "add_norms_",
     "add_vectors_",
     "bottleneck",
+    "frozen_norm",
     "fused",
     "fused_activation",
     "gathered",
@@ -45,4 +55,5 @@ __all__ = [
     "product_attention",
     "rotated",
     "segment_attention",
+    "whole_norm",
 ]

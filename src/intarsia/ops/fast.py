@@ -17,21 +17,25 @@ from intarsia.ops.pieces import Pieces
 from intarsia.ops.reference import Own, Weight
 
 
-def norm_change(
-    x: Tensor,
-    y: Tensor | Own,
-    gain: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    centre: bool,
-) -> Tensor:
+def whole_norm(x: Tensor, own: Own, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """As reference.whole_norm."""
+    if not fused(x):
+        return reference.whole_norm(x, own, gain, bias)
+    from intarsia.ops.kernels.norms import launch
+    from intarsia.ops.kernels.norms import norm_change as kernel
+
+    x = x.contiguous()
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return kernel(x, None, gain, bias, own.eps, own.centre, own.gain, own.bias)
+    launch(x, None, gain, bias, own.eps, own.centre, out := torch.empty_like(x), own.gain, own.bias)
+    return out
+
+
+def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
     """As reference.norm_change."""
-    if fused(x) and (isinstance(y, Own) or x.dtype == y.dtype):
+    if fused(x) and x.dtype == y.dtype:
         from intarsia.ops.kernels.norms import norm_change as kernel
 
-        if isinstance(y, Own):
-            return kernel(x.contiguous(), None, gain, bias, eps, centre, *y)
         return kernel(x.contiguous(), y.contiguous(), gain, bias, eps, centre)
     return reference.norm_change(x, y, gain, bias, eps, centre=centre)
 

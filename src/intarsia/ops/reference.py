@@ -6,7 +6,7 @@ The rows belong to the N tasks in N equal runs: row i to task i // (B / N). With
 may be laid out in any way, (B, T, D) or (B * T, D); with N = B each row has tensors of its own.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -19,12 +19,15 @@ Activation = Callable[[Tensor], Tensor]
 
 
 class Own(NamedTuple):
-    """A frozen norm's own parameters."""
+    """A frozen norm: gain n(x) + bias."""
 
     gain: Tensor
     """(D,)"""
     bias: Tensor | None
     """(D,)"""
+    eps: float
+    centre: bool
+    """Whether the mean is subtracted (LayerNorm)."""
 
 
 Weight = Tensor | Pieces
@@ -103,21 +106,41 @@ def per_task(vector: Tensor, like: Tensor) -> Tensor:
     return vector.view(like.shape[0], *(1,) * (like.dim() - 2), vector.shape[-1])
 
 
-def norm_change(
-    x: Tensor,
-    y: Tensor | Own,
-    gain: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    *,
-    centre: bool,
-) -> Tensor:
-    """out[i] = y[i] + gain[n] normalise(x[i]) + bias[n].   x, y: (B, ..., D), gain: (N, D), bias: (N, D) or None -> (B, ..., D).
+def whole_norm(x: Tensor, own: Own, gain: Tensor, bias: Tensor | None) -> Tensor:
+    """out[i] = (own gain + gain[n]) n(x[i]) + own bias + bias[n].   x: (B, ..., D), gain: (N, D), bias: (N, D), or None as the
+    norm's own -> (B, ..., D). The sums are fp32 or wider: half precision would lose small differences beside a gain of 1."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # Differences are rounded as the bank keeps them, so that a task in training and a stored one give the same.
+    gains = own.gain.to(wide) + gain.to(x.dtype).to(wide)
+    biases = None if bias is None or own.bias is None else own.bias.to(wide) + bias.to(x.dtype).to(wide)
+    if len(gain) == 1:
+        return _normed(x, gains.squeeze(0), None if biases is None else biases.squeeze(0), own)
+    if not torch.is_grad_enabled():
+        out, gains = normalise(x, own.eps, centre=own.centre), per_task(gains, x)
+        return out.mul_(gains) if biases is None else torch.addcmul(per_task(biases, x), out, gains, out=out)
+    # Task by task: each step of a product and a sum for all rows would be kept for gradients.
+    each: Sequence[Tensor | None] = [None] * len(gain) if biases is None else biases.unbind()
+    rows = x.unflatten(0, (len(gain), -1)).unbind()
+    return torch.cat([_normed(row, g, b, own) for row, g, b in zip(rows, gains.unbind(), each, strict=True)])
 
-    With the frozen norm's own gain and bias for y, its output is computed here, and so is its gradient.
-    """
-    if isinstance(y, Own):
-        y = normalise(x, eps, centre=centre) * y.gain + (0.0 if y.bias is None else y.bias)
+
+def _normed(x: Tensor, gain: Tensor, bias: Tensor | None, own: Own) -> Tensor:
+    """gain, bias: (D,)"""
+    if own.centre and (x.dtype == gain.dtype or x.device.type == "cpu"):  # whose kernel takes a wider gain
+        return F.layer_norm(x, x.shape[-1:], gain, bias, own.eps)
+    out = normalise(x, own.eps, centre=own.centre) * gain
+    return (out if bias is None else out + bias).to(x.dtype)
+
+
+def frozen_norm(x: Tensor, own: Own) -> Tensor:
+    """own gain n(x) + own bias.   x: (..., D)"""
+    if own.centre:
+        return F.layer_norm(x, x.shape[-1:], own.gain, own.bias, own.eps)
+    return F.rms_norm(x, x.shape[-1:], own.gain, own.eps)
+
+
+def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
+    """out[i] = y[i] + gain[n] n(x[i]) + bias[n].   x, y: (B, ..., D), gain: (N, D), bias: (N, D) or None -> (B, ..., D)."""
     if centre and len(gain) == 1:  # torch's own kernel knows gain and bias, and both their gradients in one pass
         own = None if bias is None else per_task(bias, x)
         return y + F.layer_norm(x, x.shape[-1:], per_task(gain, x), own, eps)

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from intarsia import ops
 from intarsia.methods import ProjectionDelta, WeightDelta
-from intarsia.methods.norms import NormDelta
 from intarsia.task import Task
 from intarsia.training.optim import OptimizerState, trained
 
@@ -93,7 +92,6 @@ class Stack:
         self._adopt()
         self.follow()
         self.task = copy.deepcopy(task).train()
-        self._see_norms()
         self.leaves: dict[str, Tensor] = {}
         for span in self.spans:
             for name in span.names:
@@ -104,14 +102,6 @@ class Stack:
         self.beta1, self.beta2 = (self._column([s.betas[i] for s in settings]) for i in (0, 1))
         self.eps = self._column([s.eps for s in settings])
         self.clip = self._column([s.clip or float("inf") for s in settings])
-
-    def _see_norms(self) -> None:
-        """One pass each way through a trained norm with its change, not two."""
-        self.norms: dict[str, nn.Module] = {}
-        for site, norm in self.members[0].bank.backbone.plain.norms:
-            if isinstance(delta := self.task.delta(site.key), NormDelta):
-                delta.own = ops.Own(norm.weight, getattr(norm, "bias", None))
-                self.norms[site.key] = norm
 
     def _column(self, values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=self._dtype, device=self.members[0].device)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia.backbone.packed import computing, packed
+from intarsia.backbone.packed import packed
 from intarsia.staged import capturing
 from intarsia.training.evaluation import Scores
 from intarsia.training.member import Member
@@ -47,9 +47,6 @@ class PackedStepper:
         # None are given where no row has any, as in padded batches: some models' zeros are not neutral (GPT-2).
         sources = [getattr(member.source, "encoded", None) for member in self._members]
         self.types = any(getattr(encoded, "type_ids", None) is not None for encoded in sources)
-        # Where every member trains the norm, nobody reads the frozen one's output.
-        shared = set.intersection(*(set(stack.norms) for stack in self.stacks))
-        self.norms = [norm for key, norm in self.stacks[0].norms.items() if key in shared]
         self.leaves = [leaf for stack in self.stacks for leaf in stack.leaves.values()]
         self._replay: Callable[[], None] | None = None
         self._scoring = Scoring(self)
@@ -155,8 +152,7 @@ class PackedStepper:
         backbone.train_mode(False)
         generates = self.readings[0].head.kind == "generation"
         reading = backbone.only(layout.read) if generates else nullcontext()
-        idle = computing([(norm, _handed_on) for norm in self.norms])
-        with packed(backbone, layout.segments), self.bank.under(self.route), reading, idle:
+        with packed(backbone, layout.segments), self.bank.under(self.route), reading:
             yield
 
     def _gradients(self) -> tuple[Tensor, Sequence[Tensor | None]]:
@@ -174,10 +170,6 @@ class PackedStepper:
                 numbers = self.layout.here["step"][row : (row := row + len(stack.members))]
                 norms.append(stack.update(own, numbers))
             self.seen.copy_(torch.stack([each.float(), torch.cat(norms).float()], dim=1))
-
-
-def _handed_on(hidden_states: Tensor) -> Tensor:
-    return hidden_states
 
 
 def dropout_key(seed: int, step: int) -> int:
