@@ -9,7 +9,8 @@ pairs (mean 53, sd 12.7, 19 to 103 tokens). Tokens are real ones: padding and un
 
     ours:SHAPE:METHOD:MEMBERS:PATH   our stepper; PATH is plain (padded) or graph (packed)
     floor:SHAPE:TOKENS:PATH          the frozen trunk alone on packed rows, forward and backward to the embeddings; PATH is
-                                     graph, or compiled (and then a graph)
+                                     graph, or compiled (and then a graph), or torch: a graph with torch's
+                                     own varlen_attn instead of our kernel
     peft:SHAPE:METHOD:PATH           peft in a plain loop, bf16 autocast; PATH is shuffled, or by-length
     adapters:SHAPE:METHOD:PATH       the adapters library likewise (needs transformers 4.57)
     where:SHAPE:METHOD:MEMBERS       what the milliseconds of such a step go into, by sorts of kernels (torch's profiler)
@@ -38,6 +39,7 @@ JOBS = [
     *(f"ours:bert-base:{m}:{k}:graph" for m, k in (("adapter", 8), ("adapter", 32), ("lora", 8))),
     *(f"floor:bert-base:{tokens}:graph" for tokens in (1728, 16384)),
     "floor:bert-base:16384:compiled",
+    "floor:bert-base:16384:torch",
     *(f"peft:bert-base:{m}:by-length" for m in ("lora", "prefix", "prompt", "ptuning")),
     *(f"adapters:bert-base:{m}:by-length" for m in ("adapter", "prefix")),
     *(
@@ -139,7 +141,10 @@ def floor(shape: str, tokens: str, path: str, seconds: float) -> dict[str, Any]:
 
     from intarsia.backbone import Backbone
     from intarsia.backbone.packed import Segments, packed
+    from intarsia.ops.kernels import segments as kernels
 
+    if path == "torch":
+        kernels.LONGEST = 0
     backbone = Backbone.wrap(model(shape).to(device="cuda", dtype=torch.bfloat16))
     sizes = lengths(2 * int(tokens) // 53, 0)
     sizes = sizes[: int(np.searchsorted(np.cumsum(sizes), int(tokens)))]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.ops import NOBODY, Before, Own, Rows, frozen_norm, offsets_from
+from intarsia.ops import NOBODY, Before, Own, Rows, offsets_from, whole_norms
 from intarsia.routing import Resident, Route, Run
 from intarsia.storage import Form, Stored
 
@@ -21,24 +21,26 @@ class AddressedRoute(Route):
         super().__init__(runs, rows, **more)
         self.forms, self.where = forms, where
         self._before: dict[str, Before | None] = {}
-        self._changes: dict[str, list[Any]] = {}
+        self._found: dict[str, list[Any]] = {}
 
     def project(self, key: str, x: Tensor, y: Tensor) -> Tensor:
         """y', written into y."""
         self._counts(y.shape[0])
-        for change in self._changes_at(key):
-            y = change(x, y)
+        for delta in self._found_at(key):
+            y = delta.change_(x, y)
         return y
 
     def norm(self, key: str, x: Tensor, own: Own) -> Tensor | None:
         """y', or None."""
-        return self.project(key, x, frozen_norm(x, own)) if self._changes_at(key) else None
+        self._counts(x.shape[0])
+        changes = [(delta.gain, delta.bias) for delta in self._found_at(key)]
+        return whole_norms(x, own, changes) if changes else None
 
-    def _changes_at(self, key: str) -> list[Any]:
-        if key not in self._changes:
+    def _found_at(self, key: str) -> list[Any]:
+        if key not in self._found:
             found = [form.delta_at(key, self.where, number) for number, form in enumerate(self.forms)]
-            self._changes[key] = [delta.change_ for delta in found if delta is not None]
-        return self._changes[key]
+            self._found[key] = [delta for delta in found if delta is not None]
+        return self._found[key]
 
     def prefix(self, key: str, rows: int) -> Before | None:
         """Where the keys and values lie. Made once: a graph cannot, and needs it as long as it runs."""

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from intarsia.ops import ALIGN, NOBODY, offsets_from
-from intarsia.ops.addressed import At, Before, Rows, adapt_, add_norms_, add_vectors_
+from intarsia.ops.addressed import At, Before, Rows, adapt_, add_norms_, add_vectors_, whole_norms
 from intarsia.ops.prefixed import prefixed_attention
+from intarsia.ops.reference import Own, frozen_norm
 from intarsia.ops.segments import segment_attention
 from ops.on_device import DEVICE, both, poison  # noqa: F401 - a fixture for all tests here
 
@@ -138,6 +139,35 @@ def test_each_row_has_its_own_norm(layout, width, sort, dtype, tol):
             assert untouched(y, own_y, layout)
         found.append(own_y)
     close(*found, tol)
+
+
+@both
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("width", [16, 37])
+@pytest.mark.parametrize("sort", ["layer", "rms"])
+def test_a_norm_is_computed_whole_for_rows_of_all_forms_and_of_none(layout, width, sort, dtype, tol):
+    tasks, centre = Tasks(dtype, (width,), (width,)), sort == "layer"
+    x, frozen = numbers(*tokens(layout, width), dtype=dtype, seed=7), numbers(2, width, dtype=dtype, seed=8)
+    wide_gain, wide_bias = frozen.cpu().double()
+    own = Own(wide_gain, wide_bias if centre else None, 1e-5, centre)
+    ats = []
+    for wide in (False, True):
+        rows = tasks.rows(wide=wide, layout=layout)
+        ats.append([[At(rows, form, place, shape) for place, shape in tasks.places] for form in (MINE, OTHERS)])
+    made = torch.full_like(x, float("nan"))
+    for number, (gain, bias) in enumerate(ats[0]):
+        more = {"frozen": (frozen[0], frozen[1] if centre else None), "others": number == 0}
+        out = made.view(-1, width)
+        add_norms(x.view(-1, width), out, gain, bias if centre else None, 1e-5, centre, **more)
+    wanted = whole_norms(x.cpu().double(), own, [(gain, bias if centre else None) for gain, bias in ats[1]])
+    used = sum(LAYOUTS[layout])
+    close(made[:used], wanted[:used], tol)
+    if layout.startswith("packed"):
+        assert made[used:].isnan().all()  # nobody's
+    nobody = torch.tensor(np.repeat(np.array(FORMS) == NOBODY, LAYOUTS[layout]))
+    plain = frozen_norm(x[:used].cpu().double(), own)
+    if nobody.any():  # one layout has no token for that row
+        close(made[:used][nobody.to(DEVICE)], plain[nobody], tol)
 
 
 @both

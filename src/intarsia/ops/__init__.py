@@ -2,7 +2,7 @@
 
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.adamw import Rates, adamw
-from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_, add_vectors_, offsets_from
+from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_, add_vectors_, offsets_from, whole_norms
 from intarsia.ops.attention import product_attention
 from intarsia.ops.choice import fused
 from intarsia.ops.dropout import keyed_dropout
@@ -56,4 +56,5 @@ __all__ = [
     "rotated",
     "segment_attention",
     "whole_norm",
+    "whole_norms",
 ]

@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from intarsia.ops import reference
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.choice import fused
+from intarsia.ops.reference import Own, frozen_norm
 
 NOBODY = -1
 """The form of a row without a task."""
@@ -136,6 +138,25 @@ def add_norms_(x: Tensor, y: Tensor, gain: At, bias: At | None, eps: float, *, c
     for row, span in gain.spans(len(rows)):
         own = None if bias is None else bias.of_row(row)
         reference.norm_change_(read[span], rows[span], gain.of_row(row), own, eps, centre=centre)
+    return y
+
+
+def whole_norms(x: Tensor, own: Own, changes: Sequence[tuple[At, At | None]]) -> Tensor:
+    """The frozen norm with the gain and bias of each row's own form added to its own, for one or more forms; rows of none get the
+    frozen one, and tokens behind the last row anything.   x: as for `add_norms_`."""
+    if _heads_first(x, changes[0][0]):
+        return whole_norms(x.transpose(1, 2), own, changes).transpose(1, 2)
+    if not fused(x):
+        y = frozen_norm(x, own)
+        for gain, bias in changes:
+            y = add_norms_(x, y, gain, bias, own.eps, centre=own.centre)
+        return y
+    from intarsia.ops.kernels.addressed import add_norms
+
+    read, y = x.reshape(-1, x.shape[-1]), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    for number, (gain, bias) in enumerate(changes):
+        more = {"frozen": (own.gain, own.bias), "others": number == 0}
+        add_norms(read, y.view(read.shape), gain, bias, own.eps, own.centre, **more)
     return y
 
 

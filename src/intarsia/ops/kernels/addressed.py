@@ -135,25 +135,36 @@ def widen_tokens(z_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, f
         tl.store(place, out.to(y_ptr.dtype.element_ty), mask=there)
 
 
-@triton.jit(do_not_specialize=["form", "each", "gain", "bias"])
+@triton.jit(do_not_specialize=["form", "each", "gain", "bias", "count"])
 def norm_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, owner_ptr, form, each, x_row, y_row, width, gain, bias, eps,
-              CENTRE: tl.constexpr, GAIN: tl.constexpr, BIAS: tl.constexpr, EQUAL: tl.constexpr, WIDTH: tl.constexpr):  # fmt: skip
+              frozen_gain_ptr, frozen_bias_ptr, count,
+              CENTRE: tl.constexpr, GAIN: tl.constexpr, BIAS: tl.constexpr, EQUAL: tl.constexpr, WIDTH: tl.constexpr,
+              WHOLE: tl.constexpr, FROZEN_BIAS: tl.constexpr, ALL: tl.constexpr):  # fmt: skip
     vector = tl.program_id(0).to(tl.int64)
     row = vector // each
     if not EQUAL:
         row = tl.load(owner_ptr + row)
-    if tl.load(forms_ptr + row) == form:
+    mine = tl.load(forms_ptr + row) == form
+    if mine | (ALL & (row < count)):  # columns behind the last row hold anything
         own_ptr = anchor_ptr + tl.multiple_of(tl.load(offsets_ptr + row), 8)
         columns = tl.arange(0, WIDTH)
         inside = columns < width
-        out = tl.load(y_ptr + vector * y_row + columns, mask=inside, other=0.0).to(tl.float32)
+        its = columns < tl.where(mine, width, 0)
         if GAIN:
             normal, _ = _normal(
                 tl.load(x_ptr + vector * x_row + columns, mask=inside, other=0.0), columns, width, eps, CENTRE
             )
-            out += normal * tl.load(own_ptr + gain + columns, mask=inside, other=0.0).to(tl.float32)
+            factor = tl.load(own_ptr + gain + columns, mask=its, other=0.0).to(tl.float32)
+        if WHOLE:
+            out = normal * (factor + tl.load(frozen_gain_ptr + columns, mask=inside, other=0.0).to(tl.float32))
+            if FROZEN_BIAS:
+                out += tl.load(frozen_bias_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        else:
+            out = tl.load(y_ptr + vector * y_row + columns, mask=inside, other=0.0).to(tl.float32)
+            if GAIN:
+                out += normal * factor
         if BIAS:
-            out += tl.load(own_ptr + bias + columns, mask=inside, other=0.0).to(tl.float32)
+            out += tl.load(own_ptr + bias + columns, mask=its, other=0.0).to(tl.float32)
         tl.store(y_ptr + vector * y_row + columns, out.to(y_ptr.dtype.element_ty), mask=inside)
 
 
@@ -210,19 +221,34 @@ def _tiles(count: int, longest: int, full: bool) -> dict[str, Any]:
     return {"TILE": 32 if longest <= 32 else 64, "CHUNK": 64 if full else 128, "num_warps": 4}
 
 
-def add_norms(x: Tensor, y: Tensor, gain: At | None, bias: At | None, eps: float, centre: bool) -> None:
-    """As `ops.addressed.add_norms_` and `add_vectors_`; x, y: (L, D) or each token's heads, (L * H, D); each
-    vector dense."""
+def add_norms(
+    x: Tensor,
+    y: Tensor,
+    gain: At | None,
+    bias: At | None,
+    eps: float,
+    centre: bool,
+    *,
+    frozen: tuple[Tensor, Tensor | None] | None = None,
+    others: bool = False,
+) -> None:
+    """As `ops.addressed.add_norms_` and `add_vectors_`; x, y: (L, D) or each token's heads, (L * H, D); each vector dense.
+
+    frozen: gain and bias of the norm, which then is computed whole and written over y; others: also for rows of other forms or of
+    none, which get the frozen one.
+    """
     given = bias if gain is None else gain
     assert given is not None
     rows, width = given.rows, y.shape[1]
     x = x if x.stride(1) == 1 else x.contiguous()
     equal = rows.owner is None
     each = len(y) // (len(rows.forms) - 1) if equal else rows.inner(len(y))
+    own_gain, own_bias = (rows.anchor, None) if frozen is None else frozen
     norm_rows[(len(y),)](
         x, y, rows.anchor, rows.offsets, rows.forms, rows.forms if equal else rows.owner, given.form, each,
         x.stride(0), y.stride(0), width,
-        _place(gain), _place(bias), eps,
+        _place(gain), _place(bias), eps, own_gain, own_gain if own_bias is None else own_bias, len(rows.forms) - 1,
         CENTRE=centre, GAIN=gain is not None, BIAS=bias is not None, EQUAL=equal,
+        WHOLE=frozen is not None, FROZEN_BIAS=own_bias is not None, ALL=others,
         WIDTH=triton.next_power_of_2(width), num_warps=4 if width <= 2048 else 8,
     )  # fmt: skip

@@ -207,7 +207,7 @@ def _bottleneck_backward(
     down, up = _dense(down), _dense(up)
     bottleneck_backward[(tiles, tasks)](
         grad, down, up, z, dy, dz, inner, sums, rows, tiles, width, narrow,
-        down.stride(0), up.stride(0), TILE=tile, **_options(grad, narrow, kind),
+        down.stride(0), up.stride(0), TILE=tile, **_options(grad, narrow, kind, wide=tile == 16),
     )  # fmt: skip
     return dy, dz, inner, sums.sum(1)
 

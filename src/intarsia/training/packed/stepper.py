@@ -158,7 +158,9 @@ class PackedStepper:
     def _gradients(self) -> tuple[Tensor, Sequence[Tensor | None]]:
         self.layout.settle()
         each = losses(self.bank.backbone, self.tasks, self.layout)
-        return each.detach(), torch.autograd.grad(each.sum(), self.leaves, allow_unused=True)
+        # Backward in this thread: one of autograd's own would have a cuBLAS handle, and 32 MB of workspace, of its own.
+        with torch.autograd.set_multithreading_enabled(False):
+            return each.detach(), torch.autograd.grad(each.sum(), self.leaves, allow_unused=True)
 
     def _pass(self) -> None:
         """All of a step that happens on the device."""
