@@ -16,19 +16,25 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from benchmarks.results import write_results
 
 TEXT = (__doc__ or "").split("\n\n")[2]
 TOOLS = {"memcheck": [], "racecheck": ["--racecheck-report", "analysis"]}
 SUITES = {
-    "kernels": ["tests/ops/test_ops_kernels.py", "tests/ops/test_ops_addressed.py", "tests/ops/test_ops_rotary.py"],
+    "kernels": ["tests/ops/test_ops_kernels.py"],
+    "kernels by address": ["tests/ops/test_ops_addressed.py"],
+    "rotary": ["tests/ops/test_ops_rotary.py"],
     "kernels, few sizes": ["tests/ops/test_ops_addressed.py", "-k", "bfloat16 and not 40"],
     "a bank's rows": ["tests/bank/test_bank_graphs.py", "-k", "kernels_find"],
 }
 GRAPHS = "a bank's rows"
 """Which wants graphs, and torch makes none without its allocator: the failed call of CUDA is no error of a kernel."""
-JOBS = (("memcheck", "kernels"), ("memcheck", "a bank's rows"), ("racecheck", "kernels, few sizes"))
+JOBS = (
+    *(("memcheck", suite) for suite in ("kernels", "kernels by address", "rotary", GRAPHS)),
+    ("racecheck", "kernels, few sizes"),
+)
 """racecheck takes minutes for what memcheck does in one."""
 
 
@@ -70,10 +76,12 @@ def main() -> int:
     parser.add_argument("--limit", type=float, default=300, help="seconds of each")
     given = parser.parse_args()
     rows = []
-    for tool, suite in JOBS:
-        rows.append(run(tool, suite, given.limit))
-        print(rows[-1], flush=True)
-        write_results("sanitize", "The kernels under compute-sanitizer", rows, text=TEXT)
+    # Beside each other: most of their time is Triton's compiler and Python.
+    with ThreadPoolExecutor(len(JOBS)) as pool:
+        for done in as_completed([pool.submit(run, tool, suite, given.limit) for tool, suite in JOBS]):
+            rows.append(done.result())
+            print(rows[-1], flush=True)
+            write_results("sanitize", "The kernels under compute-sanitizer", rows, text=TEXT)
     return int(any(row.get("exit status") for row in rows))
 
 

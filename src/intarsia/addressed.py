@@ -77,5 +77,5 @@ def addressed(route: Route, rows: Sequence[Resident | None]) -> Route:
     owners = [number[row.form] if isinstance(row, Stored) else NOBODY for row in rows]
     # Not by torch.tensor(device=...), which waits for all that the GPU was given before.
     both = torch.tensor([[*offsets_from(anchor, flats), 0], [*owners, NOBODY]]).to(anchor.device, non_blocking=True)
-    where = Rows(anchor, both[0], both[1], flats=flats)
+    where = Rows(anchor, both[0], both[1], flats=flats, sorts=len(forms))
     return AddressedRoute(route.runs, route.rows, forms, where, entered=route.entered, beams=route.beams)

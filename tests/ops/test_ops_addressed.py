@@ -80,7 +80,9 @@ def untouched(before, after, layout):
 
 @both
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize(("reads", "writes", "narrow"), [(64, 64, 8), (37, 37, 1), (40, 96, 13), (1100, 20, 5)])
+@pytest.mark.parametrize(
+    ("reads", "writes", "narrow"), [(64, 64, 8), (37, 37, 1), (40, 96, 13), (1100, 20, 5), (96, 40, 128)]
+)
 @pytest.mark.parametrize("non_linearity", [None, "gelu"])
 def test_each_row_is_adapted_by_its_own_matrices(layout, reads, writes, narrow, non_linearity, dtype, tol):
     bias = non_linearity is not None

@@ -71,7 +71,15 @@ class OnePass:
         here = self.here = self.staged.there
         self.mask = torch.ones(1, key.columns, dtype=torch.int64, device=backbone.device)
         self.embedded: Tensor | None = None
-        self.rows = Rows(anchor, here["offsets"], here["forms"], here["starts"], here["owner"], key.longest)
+        self.rows = Rows(
+            anchor,
+            here["offsets"],
+            here["forms"],
+            here["starts"],
+            here["owner"],
+            key.longest,
+            sorts=max(1, len(key.forms)),
+        )
         more = {} if key.slots is None else {"counts": here["counts"], "places": here["places"], "slots": key.slots}
         self.segments = Segments(here["starts"], key.longest, here.get("first", here["starts"]), key.longest, **more)
         self.replay: Callable[[], None] | None = None

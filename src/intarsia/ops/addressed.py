@@ -42,6 +42,8 @@ class Rows(NamedTuple):
     """Beside starts: bound on the tokens of a row."""
     flats: Sequence[Tensor | None] = ()
     """Each row's, for the definitions, and kept as long as kernels may read them."""
+    sorts: int = 1
+    """How many forms the rows have, for a guess at how many rows have each."""
 
     def inner(self, vectors: int) -> int:
         """How many of so many vectors a token has: 1, or its heads."""

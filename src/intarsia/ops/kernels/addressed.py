@@ -22,8 +22,6 @@ _LINEAR = -1
 """No activation."""
 _PART = 4
 """Rows of a lower matrix that one program multiplies with a single token."""
-_FEW = 64
-"""Rows, or their tiles of 64 tokens, that leave half of a GPU's processors idle."""
 
 
 # Places are of any task's making: were they compiled for, as integers are, each form would want kernels of its own.
@@ -205,7 +203,7 @@ def adapt(
             LEARNED=learned is not None, **more, PART=part, NARROW=wide,
         )  # fmt: skip
         return
-    shape = _tiles(count, longest, full)
+    shape = _tiles(count // rows.sorts, longest, narrow, full)
     adapt_rows[(count, -(-longest // shape["TILE"]))](
         x, y, *where, longest, x.stride(0), y.stride(0), reads, up.shape[0], narrow,
         down.place, _place(down_bias), up.place, _place(up_bias), _place(learned), float(scale),
@@ -214,11 +212,16 @@ def adapt(
     )  # fmt: skip
 
 
-def _tiles(count: int, longest: int, full: bool) -> dict[str, Any]:
-    """What was quickest on an H100, adapters of width 48 and LoRA of rank 8 over 768 numbers: few rows want to be many programs."""
-    if longest <= 16 or count * -(-longest // 64) <= _FEW:
-        return {"TILE": 16, "CHUNK": 64 if full else 256, "num_warps": 4 if longest <= 16 else 8}
-    return {"TILE": 32 if longest <= 32 else 64, "CHUNK": 64 if full else 128, "num_warps": 4}
+def _tiles(count: int, longest: int, narrow: int, full: bool) -> dict[str, Any]:
+    """What was quickest on an H100 with its 132 processors, adapters of width 48 and LoRA of rank 8 over 768 numbers: few rows want
+    to be many programs. count: of the rows that have a form. (Wider tasks would not have room for chunks so large.)"""
+    if longest <= 16:
+        return {"TILE": 16, "CHUNK": 64 if full else 256, "num_warps": 4}
+    tiles = count * -(-longest // 64)
+    if tiles > 160 or (tiles > 32 and narrow > 64):
+        return {"TILE": 32 if longest <= 32 else 64, "CHUNK": 64 if full else 128, "num_warps": 4}
+    tile = 16 if tiles <= 32 else 32 if tiles <= 64 or longest <= 32 else 64
+    return {"TILE": tile, "CHUNK": 64 if full else 256, "num_warps": 8, "num_stages": 2 if tile == 64 else 3}
 
 
 def add_norms(
