@@ -38,7 +38,7 @@ def report(runs: list[Path], about: Path, notes: str) -> None:
         who, shape, *what = job.split(":")
         if who in ("kernel", "where"):
             continue
-        method = what[0] if who != "floor" else f"{int(what[0]):,} tokens"
+        method = what[0] if who != "floor" else f"{int(what[0]):,} tokens, {what[1]}"
         peers = [
             other["ktokens_per_second"]
             for name, other in found.items()
@@ -59,7 +59,9 @@ def report(runs: list[Path], about: Path, notes: str) -> None:
                 "of the floor": _share(speed, floor if who == "ours" and shape == "bert-base" else None),
                 "of torch's": _share(speed, theirs if who == "ours" and shape == "bert-base" else None),
                 "peak GB": row.get("peak_gb"),
-                "x peer's GB": _share(row.get("peak_gb"), _memory(found, shape, method) if who == "ours" else None),
+                "x peer's GB": _share(
+                    row.get("peak_gb"), _memory(found, shape, method) if who == "ours" and members == 1 else None
+                ),
                 "measured at": row.get("commit"),
             }
         )

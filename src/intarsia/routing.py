@@ -19,9 +19,9 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.methods import Delta
 from intarsia.mixing import mix_norms, mix_prefixes, mix_projections, mix_prompts
-from intarsia.ops import Before, Own, Pieces, gathered
+from intarsia.ops import Before, Own, Pieces, by_row, gathered
 from intarsia.sites import Role
-from intarsia.storage import Live, Stored, by_row
+from intarsia.storage import Live, Stored
 from intarsia.task import Task
 
 Resident = Live | Stored

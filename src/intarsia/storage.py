@@ -28,11 +28,6 @@ SMALL = 4096
 """Numbers of a matrix up to which copying it costs less than a product of its own (measured on two cores)."""
 
 
-def by_row(values: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    """Each value as often as its task has rows."""
-    return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
-
-
 def form_key(task: Task) -> tuple[object, ...]:
     """Equal for tasks that can share a form."""
     shapes = tuple((name, tuple(tensor.shape)) for name, tensor in task.tensors().items() if name[:4] != "head")

@@ -16,7 +16,7 @@ from intarsia.ops.fast import (
     rotated,
     whole_norm,
 )
-from intarsia.ops.pieces import ALIGN, Pieces
+from intarsia.ops.pieces import ALIGN, Pieces, by_row
 from intarsia.ops.prefixed import prefixed_attention
 from intarsia.ops.reference import Own, add_linear_, bottleneck, frozen_norm, linear, low_rank, normalise, per_task
 from intarsia.ops.segments import segment_attention
@@ -39,6 +39,7 @@ __all__ = [
     "add_norms_",
     "add_vectors_",
     "bottleneck",
+    "by_row",
     "frozen_norm",
     "fused",
     "fused_activation",

@@ -16,8 +16,8 @@ ALIGN = 8
 """Tensors begin at multiples of so many numbers in a flat one: 16 bytes in half precision, as matrix units want."""
 
 _FEW, _LARGE = 2, 2**16
-"""Up to so many rows a task, and numbers a matrix, one product for all is faster (measured on two cores, fp32 and bf16, widths of
-384 to 2,048 and rows of 1 to 128 tokens: up to nine times with bf16, twice with fp32)."""
+"""Up to so many rows a task, and numbers a matrix, one product for all is faster (tried on two cores: fp32 and bf16, widths of 384
+to 2,048, rows of 1 to 128 tokens)."""
 
 
 class Pieces(NamedTuple):
@@ -40,7 +40,7 @@ def add_by_piece_(y: Tensor, x: Tensor, weight: Pieces, alpha: float) -> None:
     """y[i] += alpha weight[n] x[i], written into y.   y: (B * T, D_out), x: (B * T, D_in)."""
     sizes, matrices = weight.shares(len(x)), _cast(weight, x.dtype)
     if _together(weight):
-        whole = torch.stack(_by_row(matrices, weight.counts))
+        whole = torch.stack(by_row(matrices, weight.counts))
         y.view(len(whole), -1, y.shape[-1]).baddbmm_(x.view(len(whole), -1, x.shape[-1]), whole.mT, alpha=alpha)
         return
     for own, matrix, place in zip(x.split(sizes), matrices, y.split(sizes), strict=True):
@@ -53,7 +53,7 @@ def linear_by_piece(x: Tensor, weight: Pieces, bias: Tensor | None) -> Tensor:
     flat, writes = x.reshape(-1, x.shape[-1]), weight.matrices[0].shape[0]
     sizes, matrices = weight.shares(len(flat)), _cast(weight, x.dtype)
     if _together(weight):
-        whole = torch.stack(_by_row(matrices, weight.counts))
+        whole = torch.stack(by_row(matrices, weight.counts))
         out = (flat.view(len(whole), -1, x.shape[-1]) @ whole.mT).flatten(0, 1)
     elif torch.is_grad_enabled() and x.requires_grad:
         out = torch.cat([F.linear(own, matrix) for own, matrix in zip(flat.split(sizes), matrices, strict=True)])
@@ -76,5 +76,6 @@ def _cast(weight: Pieces, dtype: torch.dtype) -> Sequence[Tensor]:
     return weight.matrices if same else [matrix.to(dtype) for matrix in weight.matrices]
 
 
-def _by_row(matrices: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
-    return [matrix for matrix, count in zip(matrices, counts, strict=True) for _ in range(count)]
+def by_row(values: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
+    """Each value as often as its task has rows."""
+    return [value for value, count in zip(values, counts, strict=True) for _ in range(count)]
