@@ -49,7 +49,8 @@ which libraries are imported and kernels compiled; nor do the peers' first runs 
 times as long. `measured`: runs that were timed whole;
 `seconds` of all are reckoned from them (the mean of each method; of all methods where one was not reached). `ratio`: the peers'
 seconds over ours. `test`: mean accuracy of those runs that both sides have done; `best`: of ours, the one that is best on
-validation. Both sides ran on one H100, one after the other, with nothing else on its host. peft has no bottleneck adapters.
+validation. Both sides ran on one H100, one after the other, with nothing else on it; its host is shared.
+peft has no bottleneck adapters.
 
 Seconds of the pack, by what they went into (validation waits for the steps that were sent off before it): {phases}.
 """

@@ -16,7 +16,7 @@ tokens, half of them targets); 32, 16 and 8 rows a step. Ours: the product's pac
 loop with bf16 autocast, fused AdamW, and rows of like length in a batch. `x peer`: against the fastest peer of the same method
 and shape in this table. `of the floor`: against the frozen trunk alone (forward, and backward to the embeddings), packed, in a
 graph of 16,384 tokens with our own attention kernel; the faster of plain and compiled where both are there. `of torch's`: against
-the same with torch's own varlen_attn, which is what the goal's 863 thousand tokens/s were measured with.
+the same with torch's own varlen_attn.
 
 {notes}
 """

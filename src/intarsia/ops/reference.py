@@ -115,10 +115,7 @@ def whole_norm(x: Tensor, own: Own, gain: Tensor, bias: Tensor | None) -> Tensor
     biases = None if bias is None or own.bias is None else own.bias.to(wide) + bias.to(x.dtype).to(wide)
     if len(gain) == 1:
         return _normed(x, gains.squeeze(0), None if biases is None else biases.squeeze(0), own)
-    if not torch.is_grad_enabled():
-        out, gains = normalise(x, own.eps, centre=own.centre), per_task(gains, x)
-        return out.mul_(gains) if biases is None else torch.addcmul(per_task(biases, x), out, gains, out=out)
-    # Task by task: each step of a product and a sum for all rows would be kept for gradients.
+    # Task by task: a product and a sum behind a norm for all rows would round it first, and be kept for gradients.
     each: Sequence[Tensor | None] = [None] * len(gain) if biases is None else biases.unbind()
     rows = x.unflatten(0, (len(gain), -1)).unbind()
     return torch.cat([_normed(row, g, b, own) for row, g, b in zip(rows, gains.unbind(), each, strict=True)])
