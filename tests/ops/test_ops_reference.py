@@ -155,15 +155,14 @@ def test_a_whole_norm_is_the_frozen_one_with_its_change(tasks, centre, grad):
 
 
 @pytest.mark.parametrize("tasks", [1, 4])
-@pytest.mark.parametrize("centre", [True, False])
-def test_a_whole_norm_in_half_precision_keeps_differences_that_are_small_beside_the_gain(tasks, centre):
+def test_a_whole_norm_in_half_precision_keeps_differences_that_are_small_beside_the_gain(tasks):
     x = torch.randn(4, 8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    own = ops.Own(torch.ones(64).bfloat16(), torch.zeros(64).bfloat16(), 1e-5, centre)
+    own = ops.Own(torch.ones(64).bfloat16(), torch.zeros(64).bfloat16(), 1e-5, True)
     gain, bias = torch.full((tasks, 64), 2e-3), torch.zeros(tasks, 64)
     with torch.no_grad():
         out = ops.whole_norm(x, own, gain, bias)
         alone = [ops.whole_norm(row[None], own, gain[:1], bias[:1]) for row in x]
-    exact = ops.normalise(x.float(), 1e-5, centre=centre)
+    exact = ops.normalise(x.float(), 1e-5, centre=True)
     assert abs((out.float() / exact).median() - 1.002) < 5e-4  # 1 + 0.002 is 1 in bf16
     assert torch.equal(out, torch.cat(alone))  # a row is the same beside other tasks' rows
 
