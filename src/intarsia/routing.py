@@ -70,19 +70,24 @@ class StoredRun:
         self.tasks, self.stacked = [stored.flat for stored, _ in tasks], stacked
 
     @cached_property
-    def tensors(self) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
-        """What is brought together of the tasks, and what lies apart."""
+    def tensors(self) -> tuple[Sequence[Tensor], Sequence[Sequence[Tensor]]]:
+        """What is brought together of the tasks, and each one's matrices that lie apart."""
         if len(self.tasks) == 1:
             return self.form.pieces(self.tasks[0]), ()
         if not self.stacked:
-            near = [flat[: self.form.near_size] for flat in self.tasks]
-            return self.form.near_pieces(torch.stack(by_row(near, self.counts))), self.tasks
+            near, apart = zip(*map(self.form.parts, self.tasks), strict=True)
+            return self.form.near_pieces(torch.stack(by_row(near, self.counts))), apart
         flats = by_row(self.tasks, self.counts)
         return self.form.pieces(gathered(flats)), ()
 
     def delta(self, key: str) -> Delta | None:
         """One delta for all of the tasks."""
-        return self.form.delta(key, *self.tensors, lambda matrices: Pieces(matrices, self.counts))
+        near, apart = self.tensors
+        if not apart:
+            return self.form.delta(key, near)
+        return self.form.delta(
+            key, near, lambda index, shape: Pieces([own[index] for own in apart], shape, self.counts)
+        )
 
 
 class Route:

@@ -55,7 +55,7 @@ class Form:
         self.layout: dict[str, list[Place]] = {}
         """By the site's key."""
         self.sizes: list[int] = []
-        """Numbers of each piece of a flat tensor; every other one is what fills up to `ALIGN`."""
+        """Numbers of each piece of a flat tensor; some are what fills up to `ALIGN`."""
         self.offset = task.offset
         """Positions by which the rows' tokens are moved."""
         self.behind = any(site.role is Role.EMBED_OUT for site in task.sites.values())
@@ -110,7 +110,9 @@ class Form:
                 shape = parameter.shape[1:]
                 if apart == (isinstance(shell, ProjectionDelta) and len(shape) == 2 and shape.numel() > SMALL):
                     self.layout[key].append(Place(name, len(self.sizes), shape))
-                    self.sizes += [shape.numel(), -shape.numel() % ALIGN]
+                    self.sizes.append(shape.numel())
+                    if spare := -shape.numel() % ALIGN:
+                        self.sizes.append(spare)
 
     def pieces(self, flat: Tensor) -> Sequence[Tensor]:
         """Views of a flat tensor (size,), or of a stack of them (N, size), one for each of `sizes`."""
@@ -120,26 +122,26 @@ class Form:
         """Views of the first `near_size` numbers of a flat tensor, or of a stack of them."""
         return near.split(self.sizes[: self.near], -1)
 
+    def parts(self, flat: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """The first `near_size` numbers of a flat tensor, and a view for each piece behind them."""
+        near, *apart = flat.split([self.near_size, *self.sizes[self.near :]])
+        return near, apart
+
     def delta(
-        self,
-        key: str,
-        near: Sequence[Tensor],
-        apart: Sequence[Tensor],
-        weight: Callable[[list[Tensor]], Weight],
+        self, key: str, near: Sequence[Tensor], apart: Callable[[int, torch.Size], Weight] | None = None
     ) -> Delta | None:
         """The delta of some tasks at a site, with views for parameters; None where the tasks have none there. near: from
-        `near_pieces`, and apart: the tasks' flat tensors; or `pieces` and nothing. weight: stands for matrices of the latter."""
+        `near_pieces`; or from `pieces`, without `apart`: what stands for the tasks' matrices of a shape, from their number among
+        the second ones of `parts`."""
         shell = self.shells.get(key)
         if shell is None:
             return None
         tensors: dict[str, Any] = dict(shell._parameters)  # those that are None stay so
         for name, piece, shape in self.layout[key]:
-            if piece < len(near):
+            if apart is None or piece < self.near:
                 tensors[name] = near[piece].view(-1, *shape)
             else:
-                begin, strides = self._begins[piece], (shape[1], 1)
-                # One call for each; there are fifty matrices a task, and as many tasks as rows.
-                tensors[name] = weight([own.as_strided(shape, strides, own.storage_offset() + begin) for own in apart])
+                tensors[name] = apart(piece - self.near, shape)
         return _with(shell, tensors)
 
     def pack(self, task: Task, dtype: torch.dtype) -> Tensor:

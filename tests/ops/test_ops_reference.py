@@ -114,7 +114,9 @@ def test_matrices_that_lie_apart_equal_matrices_in_one_tensor(counts, beams, gra
     x, *weights = bottleneck_arguments(4 * beams, 5, 6, 4, 3)
     own = [n for n, count in enumerate(counts) for _ in range(count)]
     whole = [w[own] for w in weights]
-    down, up = (ops.Pieces([w[n] for n in range(len(counts))], counts) for w in (weights[0], weights[2]))
+    down, up = (
+        ops.Pieces([w[n].flatten() for n in range(len(counts))], w.shape[1:], counts) for w in (weights[0], weights[2])
+    )
     x.requires_grad_(grad)
     out = ops.bottleneck(x, down, whole[1], up, whole[3], torch.tanh)
     torch.testing.assert_close(out, ops.bottleneck(x, *whole, torch.tanh), rtol=1e-12, atol=1e-12)
@@ -131,7 +133,7 @@ def test_matrices_of_tasks_with_few_rows_are_one_product(counts, monkeypatch):
     products, mm = [], torch.mm
     monkeypatch.setattr(torch, "mm", lambda *args, **more: (products.append(args), mm(*args, **more))[1])
     with torch.no_grad():
-        ops.linear(x, ops.Pieces([weights[0][n] for n in range(3)], counts), None)
+        ops.linear(x, ops.Pieces([weights[0][n].flatten() for n in range(3)], weights[0].shape[1:], counts), None)
     assert len(products) == (0 if counts[-1] == 2 else 3)
 
 
@@ -170,7 +172,9 @@ def test_a_whole_norm_in_half_precision_keeps_differences_that_are_small_beside_
 def test_pieces_refuse_rows_that_do_not_divide_among_them():
     x, *weights = bottleneck_arguments(5, 2, 6, 4, 3)
     with pytest.raises(RuntimeError, match="4 rows"):
-        ops.low_rank(x, ops.Pieces([weights[0][0], weights[0][1]], [3, 1]), weights[2][:1])
+        ops.low_rank(
+            x, ops.Pieces([weights[0][n].flatten() for n in range(2)], weights[0].shape[1:], [3, 1]), weights[2][:1]
+        )
 
 
 def test_rows_that_do_not_come_in_equal_runs_are_refused():

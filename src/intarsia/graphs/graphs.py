@@ -258,7 +258,7 @@ def _prompts(rows: Sequence[Resident | None]) -> tuple[np.ndarray, list[str]]:
 def _vectors(form: Form, flats: Sequence[Tensor]) -> Tensor:
     """(n, P, E): the prompts of n tasks."""
     key = next(key for key, shell in form.shells.items() if shell is form.prompt)
-    delta = form.delta(key, form.pieces(gathered(flats)), [], lambda matrices: matrices[0])
+    delta = form.delta(key, form.pieces(gathered(flats)))
     assert delta is not None
     return delta()
 

@@ -23,8 +23,10 @@ to 2,048, rows of 1 to 128 tokens)."""
 class Pieces(NamedTuple):
     """Takes the place of a weight (N, D_out, D_in)."""
 
-    matrices: Sequence[Tensor]
-    """(D_out, D_in) each."""
+    flats: Sequence[Tensor]
+    """(D_out * D_in,) each."""
+    shape: torch.Size
+    """D_out, D_in."""
     counts: Sequence[int]
     """How many rows each has, in order; a batch may have a multiple of their sum."""
 
@@ -35,45 +37,48 @@ class Pieces(NamedTuple):
             raise RuntimeError(f"the pieces are of {rows} rows, and {count} do not divide among them")
         return [own * (count // rows) for own in self.counts]
 
+    def matrices(self, dtype: torch.dtype) -> list[Tensor]:
+        """(D_out, D_in) each."""
+        return [flat.view(self.shape) for flat in self._cast(dtype)]
+
+    def whole(self, dtype: torch.dtype) -> Tensor | None:
+        """(sum of counts, D_out, D_in), each row's own, where one product for all is faster."""
+        if sum(self.counts) > _FEW * len(self.counts) or self.shape[0] * self.shape[1] > _LARGE:
+            return None
+        return torch.stack(by_row(self._cast(dtype), self.counts)).view(-1, *self.shape)
+
+    def _cast(self, dtype: torch.dtype) -> Sequence[Tensor]:
+        same = self.flats[0].dtype == dtype  # asked once: there are as many as rows, at dozens of places
+        return self.flats if same else [flat.to(dtype) for flat in self.flats]
+
 
 def add_by_piece_(y: Tensor, x: Tensor, weight: Pieces, alpha: float) -> None:
     """y[i] += alpha weight[n] x[i], written into y.   y: (B * T, D_out), x: (B * T, D_in)."""
-    sizes, matrices = weight.shares(len(x)), _cast(weight, x.dtype)
-    if _together(weight):
-        whole = torch.stack(by_row(matrices, weight.counts))
+    sizes = weight.shares(len(x))
+    if (whole := weight.whole(x.dtype)) is not None:
         y.view(len(whole), -1, y.shape[-1]).baddbmm_(x.view(len(whole), -1, x.shape[-1]), whole.mT, alpha=alpha)
         return
-    for own, matrix, place in zip(x.split(sizes), matrices, y.split(sizes), strict=True):
+    for own, matrix, place in zip(x.split(sizes), weight.matrices(x.dtype), y.split(sizes), strict=True):
         place.addmm_(own, matrix.T, alpha=alpha)
 
 
 def linear_by_piece(x: Tensor, weight: Pieces, bias: Tensor | None) -> Tensor:
     """out[i] = weight[n] x[i] + bias[i].   x: (B, T, D_in), bias: (sum of counts, D_out) or None. Returns (B, T, D_out)."""
     weight.shares(x.shape[0])
-    flat, writes = x.reshape(-1, x.shape[-1]), weight.matrices[0].shape[0]
-    sizes, matrices = weight.shares(len(flat)), _cast(weight, x.dtype)
-    if _together(weight):
-        whole = torch.stack(by_row(matrices, weight.counts))
+    flat, writes = x.reshape(-1, x.shape[-1]), weight.shape[0]
+    sizes = weight.shares(len(flat))
+    if (whole := weight.whole(x.dtype)) is not None:
         out = (flat.view(len(whole), -1, x.shape[-1]) @ whole.mT).flatten(0, 1)
     elif torch.is_grad_enabled() and x.requires_grad:
-        out = torch.cat([F.linear(own, matrix) for own, matrix in zip(flat.split(sizes), matrices, strict=True)])
+        parts = zip(flat.split(sizes), weight.matrices(x.dtype), strict=True)
+        out = torch.cat([F.linear(own, matrix) for own, matrix in parts])
     else:
         out = x.new_empty(len(flat), writes)
-        for own, matrix, place in zip(flat.split(sizes), matrices, out.split(sizes), strict=True):
+        for own, matrix, place in zip(flat.split(sizes), weight.matrices(x.dtype), out.split(sizes), strict=True):
             torch.mm(own, matrix.T, out=place)
     if bias is not None:  # for all rows at once: one small addition for each piece costs as much as its product
-        out = (out.view(len(bias), -1, writes) + bias.to(x.dtype)[:, None]).flatten(0, 1)
+        out.view(len(bias), -1, writes).add_(bias.to(x.dtype)[:, None])
     return out.view(*x.shape[:-1], writes)
-
-
-def _together(weight: Pieces) -> bool:
-    """Whether one product for all is faster."""
-    return sum(weight.counts) <= _FEW * len(weight.counts) and weight.matrices[0].numel() <= _LARGE
-
-
-def _cast(weight: Pieces, dtype: torch.dtype) -> Sequence[Tensor]:
-    same = weight.matrices[0].dtype == dtype  # asked once: there are as many matrices as rows, at dozens of places
-    return weight.matrices if same else [matrix.to(dtype) for matrix in weight.matrices]
 
 
 def by_row(values: Sequence[Tensor], counts: Sequence[int]) -> list[Tensor]:
