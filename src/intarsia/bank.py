@@ -13,7 +13,7 @@ from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.language import generate, word_scores
 from intarsia.errors import ConfigError
 from intarsia.graphs import Graphs
-from intarsia.heads import IGNORED, Decoding, score_rows
+from intarsia.heads import IGNORED, Decoding, place, score_rows
 from intarsia.residents import Residents
 from intarsia.routing import NotByRow, Route
 from intarsia.rows import Prediction, Row, RowReader, Tokens, answer_row, join_rows
@@ -61,10 +61,10 @@ class TaskBank(Residents):
             with self.under(self._alone(name)):
                 if (task := self.tasks[name]).words:
                     return self._again(word_scores(self.backbone, batch, task.words))
-                states = self._graphed(batch, [name] * len(next(iter(batch.values()))))
-                states = self._again(self.backbone.features(batch)) if states is None else states
+                names = [name] * len(next(iter(batch.values())))
+                states, mask = self._states(batch, names)
                 pooler = getattr(self.backbone.base, "pooler", None)
-                return task.head_module(states, self.backbone.mask(batch), pooler) if task.head_module else states
+                return task.head_module(states, mask, pooler) if task.head_module else states
         names = self._names(batch, tasks)
         if (states := self._graphed(batch, names)) is not None:
             return self._headed(states, self.backbone.mask(batch), names)
@@ -176,12 +176,24 @@ class TaskBank(Residents):
     def _scored(self, batch: Mapping[str, Tensor], rows: list[int], names: list[str | None]) -> Sequence[Tensor]:
         part = _pick(batch, rows)
         first = None if names[0] is None else self.tasks[names[0]]
-        if (states := self._graphed(part, names)) is None:
-            with self.under(self.route(names)):
-                if first is not None and first.words:
-                    return list(self._again(word_scores(self.backbone, part, first.words)))
-                states = self._again(self.backbone.features(part))
-        return self._headed(states, self.backbone.mask(part), names)
+        with self.under(self.route(names)):
+            if first is not None and first.words:
+                return list(self._again(word_scores(self.backbone, part, first.words)))
+            states, mask = self._states(part, names)
+        return self._headed(states, mask, names)
+
+    def _states(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> tuple[Tensor, Tensor | None]:
+        """What the rows' heads read, (B, T, D), and which of it is of real tokens; where each reads one state, (B, 1, D) and None.
+        Under the route."""
+        mask = self.backbone.mask(batch)
+        if (states := self._graphed(batch, list(names))) is not None:
+            return states, mask
+        heads = [None if name is None else self.tasks[name].head for name in names]
+        if mask is None or not all(head is not None and head.reads_one for head in heads):
+            return self._again(self.backbone.features(batch)), mask
+        last = torch.tensor([head is not None and head.pooling == "last" for head in heads]).to(mask.device)
+        places = torch.where(last, place(mask, "last"), place(mask, "cls"))
+        return self._again(self.backbone.states_at(batch, places[:, None])), None
 
     def _headed(self, states: Tensor, mask: Tensor | None, names: Sequence[str | None]) -> list[Tensor]:
         """Each row by its task's head. states: (B, T, D), mask: (B, T)."""

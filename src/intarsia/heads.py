@@ -43,6 +43,11 @@ class Head:
     loss: Literal["token", "sentence"] = "token"
     """generation: the loss is the mean over target tokens, or their sum in each sentence as in the authors' prefix-tuning code."""
 
+    @property
+    def reads_one(self) -> bool:
+        """Whether it reads one state of each row, at `place`."""
+        return self.kind not in ("token-classification", "generation") and self.pooling not in ("mean", "auto")
+
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ConfigError(f"Head.kind must be one of {', '.join(KINDS)}; got {self.kind!r}")
@@ -126,21 +131,23 @@ class Decoding:
         return found
 
 
+def place(mask: Tensor, pooling: Pooling) -> Tensor:
+    """(B,): the column of each row whose state is read, where it is one. mask: (B, T) of real tokens, on either side."""
+    if pooling in ("cls", "pooler"):
+        return mask.int().argmax(dim=1)
+    return (torch.arange(mask.shape[1], device=mask.device) * mask.ne(0)).argmax(dim=1)
+
+
 def pool(states: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
     """(B, T, D) states and (B, T) mask of real tokens (None: all are) -> (B, D). Right for padding on either side."""
-    if pooling in ("cls", "pooler"):
-        if mask is None:
-            return states[:, 0]
-        return states[torch.arange(len(states), device=states.device), mask.int().argmax(dim=1)]
     if pooling == "mean":
         if mask is None:
             return states.mean(dim=1)
         weight = mask.unsqueeze(-1).float()  # a sum of 512 tokens overflows fp16, and bf16 cannot count them
         return (states * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
     if mask is None:
-        return states[:, -1]
-    places = torch.arange(mask.shape[1], device=mask.device) * mask.ne(0)
-    return states[torch.arange(len(states), device=states.device), places.argmax(dim=1)]
+        return states[:, -1 if pooling == "last" else 0]
+    return states[torch.arange(len(states), device=states.device), place(mask, pooling)]
 
 
 class Reader:

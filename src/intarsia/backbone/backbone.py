@@ -15,6 +15,7 @@ from intarsia.backbone import hooks
 from intarsia.backbone.attention import AttentionSeam
 from intarsia.backbone.attention_products import wants_products
 from intarsia.backbone.embedded import embedded_folder
+from intarsia.backbone.ending import Ending, at_places
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
@@ -105,6 +106,13 @@ class Backbone:
         """Norms and activations that torch has kernels for; found by trying, in the dtype that the model has then."""
         return find_plain(self)
 
+    @cached_property
+    def ending(self) -> Ending | None:
+        """Where the tokens that nobody reads can be left out; None: nowhere."""
+        stack = self.family.stacks[-1]
+        layers: Any = self.base.get_submodule(stack.layers)
+        return Ending(layers[-1].get_submodule(stack.meeting)) if stack.meeting else None
+
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The backbone's tokenizer; BackboneError when it has none."""
@@ -194,7 +202,7 @@ class Backbone:
             return hooks.Hooks(self.attention.extend(site, change))
         if site.role in (Role.EMBED, Role.EMBED_OUT):
             return hooks.Hooks(*self.entrance(site).hook(change))
-        return hooks.at_projection(self.base, site, change)
+        return hooks.at_projection(self.base, site, change, self.ending)
 
     def hook_norm(self, site: Site, change: hooks.Norm) -> hooks.Hooks | None:
         """Has the whole norm at a site computed by `change`. None where `hook` has to be used: the norm does more than an ops.Own
@@ -207,7 +215,7 @@ class Backbone:
     def entrance(self, site: Site) -> Entrance:
         """Where prompts of this site (Role.EMBED or EMBED_OUT) go in."""
         block = site.module if site.role is Role.EMBED_OUT else ""
-        return Entrance(self.base, self.kind, block=block, first_position=self.first_position)
+        return Entrance(self.base, self.kind, block=block, first_position=self.first_position, ending=self.ending)
 
     def with_prompts(self, batch: Mapping[str, Tensor], prompts: Prompts) -> dict[str, Tensor]:
         """A decoder's arguments with prompts in them, for transformers' own `generate`."""
@@ -243,6 +251,16 @@ class Backbone:
             encoder_attention_mask=mask,
             use_cache=False,
         ).last_hidden_state
+
+    def states_at(self, batch: Mapping[str, Tensor], places: Tensor) -> Tensor:
+        """The states (B, Q, hidden) of `features` at the places (B, Q) of each row, int64; where the model has an `ending`, no
+        others go through what is behind its last attention."""
+        places = to_device(places, self.device)
+        if self.ending is None or self.checkpointing:  # which runs the layer again, when nobody says for which places
+            return at_places(self.features(batch), places)
+        with self.ending.only(places):
+            states = self.features(batch)
+            return states if self.ending.met else at_places(states, places)
 
     def _with_positions(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Positions count real tokens, or padding on the left would shift BERT's and GPT-2's."""

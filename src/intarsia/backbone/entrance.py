@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from intarsia.backbone.ending import Ending
 from intarsia.errors import ConfigError
 
 START, AFTER_FIRST, END, TEMPLATE = range(4)
@@ -101,9 +102,11 @@ def _pick(values: Tensor, order: Tensor) -> Tensor:
 class Entrance:
     """The hooks at the model that reads the text: the whole model, or the encoder of an encoder-decoder."""
 
-    def __init__(self, base: nn.Module, kind: str, *, block: str = "", first_position: int = 0) -> None:
+    def __init__(
+        self, base: nn.Module, kind: str, *, block: str = "", first_position: int = 0, ending: Ending | None = None
+    ) -> None:
         """block: the embedding block's path, where prompts go behind it; empty: they join the word embeddings."""
-        self.base, self.kind, self.block = base, kind, block
+        self.base, self.kind, self.block, self.ending = base, kind, block, ending
         self.first_position = first_position
         # OPT's language model goes past its base model, straight to the decoder within; other decoders are their own.
         inner = {"encoder-decoder": "get_encoder", "decoder": "get_decoder"}.get(kind)
@@ -122,7 +125,11 @@ class Entrance:
             prompts = None if entry is None else ask(entry.shape[0])
             if prompts is None:
                 return None
-            return (), self.enter(given, prompts)
+            entered = self.enter(given, prompts)
+            back = None if self.layout is None else self.layout.back
+            if back is not None and self.ending is not None and self.ending.moved(back):
+                self.layout = None
+            return (), entered
 
         def after(_module: nn.Module, _args: tuple, output: Any) -> Any:
             return output if self.layout is None else self._leave(output)

@@ -45,6 +45,9 @@ class Stack:
     attention: Attention
     feed_forward: FeedForward
     cross: Attention | None = None
+    meeting: str = ""
+    """The module that is called with a layer's attention and with what entered the layer, and adds them; behind it no token sees
+    another. Empty: the layer does that itself."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +84,7 @@ _BERT = Stack(
         out="attention.output.dropout",
     ),
     feed_forward=FeedForward(into=("intermediate.dense",), down="output.dense", out="output.dropout"),
+    meeting="attention.output",
 )
 _LLAMA_ATTENTION = _attention("self_attn", "q_proj k_proj v_proj", "self_attn.o_proj")
 _GATED = ("mlp.gate_proj", "mlp.up_proj")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from intarsia.backbone.ending import Ending
 from intarsia.ops import Own
 from intarsia.sites import Part, Role, Site
 
@@ -67,8 +68,8 @@ class WholeNorm:
         del self.module.__dict__["forward"]
 
 
-def at_projection(base: nn.Module, site: Site, change: Project) -> Hooks:
-    """y <- change(x, y) at every call of the site's module.
+def at_projection(base: nn.Module, site: Site, change: Project, ending: Ending | None = None) -> Hooks:
+    """y <- change(x, y) at every call of the site's module. ending: what may leave tokens out between x and y.
 
     change may write into y where no gradients are wanted: what a site's module puts out has been made for it alone. (A dropout in
     evaluation puts out its input, but at these places that is what the projection before it has just made.)
@@ -84,13 +85,19 @@ def at_projection(base: nn.Module, site: Site, change: Project) -> Hooks:
 
     # x is the input of an earlier module of the same sublayer. It is kept only from there to here, and a recomputation
     # (gradient checkpointing) or a next chunk passes both places again in the same order.
-    kept: list[Tensor] = []
+    kept: list[tuple[Tensor, bool]] = []
+
+    def behind() -> bool:
+        return ending is not None and ending.met
 
     def keep(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        kept[:] = [first_argument(args, kwargs)]
+        kept[:] = [(first_argument(args, kwargs), behind())]
 
     def later(_module: nn.Module, _args: tuple, y: Tensor) -> Tensor:
-        return _on_part(site.part, kept.pop(), y, change)
+        x, was_behind = kept.pop()
+        if ending is not None and behind() and not was_behind:
+            x = ending.at(x)
+        return _on_part(site.part, x, y, change)
 
     source = base.get_submodule(site.source)
     return Hooks(

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from intarsia import ops
 from intarsia.backbone import Backbone
+from intarsia.backbone.ending import at_places
 from intarsia.backbone.entrance import Prompts
 from intarsia.heads import Head
 from intarsia.methods import EmbeddingDelta
@@ -63,35 +64,46 @@ def answers(
     batch = {"input_ids": here["ids"], "position_ids": here["positions"], "attention_mask": layout.mask}
     if "types" in here:
         batch["token_type_ids"] = here["types"]
-    generates = layout.readings[0].head.kind == "generation"
-    read = backbone.word_scores(batch).view(*here["places"].shape, -1) if generates else backbone.features(batch)
+    heads = [reading.head for reading in layout.readings]
+    generates, by_place = heads[0].kind == "generation", all(head.reads_one for head in heads)
+    if generates:
+        read = backbone.word_scores(batch).view(*here["places"].shape, -1)
+    else:
+        read = backbone.states_at(batch, here["places"]) if by_place else backbone.features(batch)
     at = 0
     for task, count in tasks:
         span, at = slice(at, at + count), at + count
         own = {name: here[name][span] for name in ("owner", "places", "keys")}
         assert task.head is not None
-        scores = read[span] if generates else _scores(task, read[span], own, layout.shape.rows, backbone.pooler)
+        scores = read[span]
+        if not generates:
+            pooled = scores if by_place else _pooled(task, scores, own, layout.shape.rows)
+            scores = _scores(task, pooled, own["keys"], backbone.pooler)
         yield task.head, span, scores
 
 
-def _scores(task: Task, states: Tensor, own: dict[str, Tensor], rows: int, pooler: Any) -> Tensor:
-    """states: (n, S, D). Returns fp32 scores (n, R, C); (n, Q, C) for token classification."""
+def _pooled(task: Task, states: Tensor, own: dict[str, Tensor], rows: int) -> Tensor:
+    """What the head reads of the states (n, S, D): (n, R, D), or (n, Q, D)."""
+    assert task.head is not None
+    assert task.head_module is not None
+    if task.head.kind == "token-classification" or task.head.pooling != "mean":
+        return at_places(states, own["places"])
+    # A product with each row's share of each token: as precise as a sum, and without a scatter.
+    mine = own["owner"][:, None] == torch.arange(rows, device=states.device)[:, None]
+    share = mine.to(task.head_module.weight.dtype) / mine.sum(-1, keepdim=True).clamp(min=1)
+    return share @ states.to(task.head_module.weight.dtype)
+
+
+def _scores(task: Task, pooled: Tensor, keys: Tensor, pooler: Any) -> Tensor:
+    """fp32 scores (n, R, C) of rows, or (n, Q, C) for token classification. pooled: from `_pooled`; keys: (n,), of dropout."""
     module, head = task.head_module, task.head
     assert module is not None
     assert head is not None
-    count, _, width = states.shape
-    if head.kind != "token-classification" and head.pooling == "mean":
-        # A product with each row's share of each token: as precise as a sum, and without a scatter.
-        mine = own["owner"][:, None] == torch.arange(rows, device=states.device)[:, None]
-        share = mine.to(module.weight.dtype) / mine.sum(-1, keepdim=True).clamp(min=1)
-        pooled = share @ states.to(module.weight.dtype)
-    else:
-        pooled = states.gather(1, own["places"][..., None].expand(-1, -1, width))
-        if head.pooling == "pooler" and head.kind != "token-classification":
-            pooled = pooler(pooled.flatten(0, 1)[:, None]).view(count, -1, width)
-        pooled = pooled.to(module.weight.dtype)
+    if head.pooling == "pooler" and head.kind != "token-classification":
+        pooled = pooler(pooled.flatten(0, 1)[:, None]).view(pooled.shape)
+    pooled = pooled.to(module.weight.dtype)
     if head.dropout and task.training:
-        pooled = ops.keyed_dropout(pooled, head.dropout, own["keys"])
+        pooled = ops.keyed_dropout(pooled, head.dropout, keys)
     return ops.linear(pooled, module.weight, module.bias)
 
 
