@@ -7,7 +7,8 @@
 Backbones have the named shape and random weights (speed does not depend on the values). Rows have the lengths of MRPC's training
 pairs (mean 53, sd 12.7, 19 to 103 tokens). Tokens are real ones: padding and unused columns count for nothing.
 
-    ours:SHAPE:METHOD:MEMBERS:PATH   our stepper; PATH is plain (padded) or graph (packed)
+    ours:SHAPE:METHOD:MEMBERS:PATH   our stepper; PATH is plain (padded), graph (packed), or first: packed, with a head that
+                                     reads the first token, as the peers' heads do (ours reads the mean of all, by default)
     floor:SHAPE:TOKENS:PATH          the frozen trunk alone on packed rows, forward and backward to the embeddings; PATH is
                                      graph, or compiled (and then a graph), or torch: a graph with torch's
                                      own varlen_attn instead of our kernel
@@ -36,8 +37,13 @@ from benchmarks.speed_h100_peers import adapters, peft
 
 JOBS = [
     *(f"ours:bert-base:{m}:1:graph" for m in ("adapter", "lora", "prefix", "prompt")),
-    *(f"ours:bert-base:{m}:{k}:graph" for m, k in (("adapter", 8), ("adapter", 32), ("lora", 8))),
-    *(f"floor:bert-base:{tokens}:graph" for tokens in (1728, 16384)),
+    *(f"ours:bert-base:{m}:1:first" for m in ("adapter", "lora", "prefix", "prompt")),
+    *(
+        f"ours:bert-base:{m}:{k}:{path}"
+        for m, k in (("adapter", 8), ("adapter", 32), ("lora", 8))
+        for path in ("graph", "first")
+    ),
+    *(f"floor:bert-base:{tokens}:graph" for tokens in (1728, 13600, 16384)),
     "floor:bert-base:16384:compiled",
     "floor:bert-base:16384:torch",
     *(f"peft:bert-base:{m}:by-length" for m in ("lora", "prefix", "prompt", "ptuning")),
@@ -48,7 +54,7 @@ JOBS = [
         for who, more in (("ours", "1:graph"), ("peft", "by-length"))
     ),
     *(f"where:bert-base:adapter:{members}" for members in (1, 8)),
-    *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck")),
+    *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck", "rotary")),
 ]
 PARTS = {
     "attention": ("segments_",),
@@ -97,7 +103,8 @@ def ours(shape: str, method: str, members: str, path: str, seconds: float, profi
     began = time.perf_counter()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     backbone = Backbone.wrap(model(shape).to(device=device, dtype=torch.bfloat16))
-    head = Head(kind="generation") if backbone.kind == "decoder" else Head(labels=("0", "1"))
+    pooling: Any = "cls" if path == "first" else "auto"
+    head = Head(kind="generation") if backbone.kind == "decoder" else Head(labels=("0", "1"), pooling=pooling)
     tasks = [Task.new(f"t{i}", backbone, method_of(method), head, seed=i) for i in range(int(members))]
     bank = TaskBank(backbone, tasks)
     arrangement = "like" if path == "plain" else "balanced"

@@ -8,7 +8,8 @@ from benchmarks.speed_h100_parts import lengths
 
 
 def kernel(name: str, seconds: float) -> dict[str, Any]:
-    """Each of `segments`, `norm`, `bottleneck`, in bf16, 8 tasks x 1,792 rows of 768."""
+    """Each of `segments`, `norm`, `bottleneck`, in bf16, 8 tasks x 1,792 rows of 768; and `rotary`, of as many tokens' 9 queries and
+    3 keys of 64 (SmolLM2's)."""
     import torch
     from triton.testing import do_bench, do_bench_cudagraph
 
@@ -37,7 +38,19 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
         def plain() -> Any:
             return varlen_attn(*inputs, starts, starts, 103, 103, scale=0.125)
 
-        moved = (4 * states, 8 * states)
+        moved = (4 * states, 7 * states)
+    elif name == "rotary":
+        # As a model has them: transposed views of what its projections put out.
+        inputs = [fresh(1, tasks * rows, heads, 64) for heads in (9, 3)]
+        turns = [torch.randn(1, tasks * rows, 64, **bf16) for _ in range(2)]
+
+        def ours() -> Any:
+            return ops.rotated(*(x.transpose(1, 2) for x in inputs), *turns)
+
+        def plain() -> Any:
+            return reference.rotated(*(x.transpose(1, 2) for x in inputs), *turns)
+
+        moved = (tasks * rows * 2 * 64 * (2 * (9 + 3) + 2),) * 2
     elif name == "norm":
         # A LayerNorm that is trained: the frozen one and its change at once.
         inputs = [fresh(tasks, rows, width), fresh(tasks, width), fresh(tasks, width)]
@@ -66,7 +79,8 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
     speed = 2 * copied.numel() / do_bench(lambda: copied.clone()) / 1e-3
     found: dict[str, Any] = {"copy_tb_per_second": round(speed / 1e12, 2)}
     for who, run in (("ours", ours), ("plain", plain)):
-        grad = torch.randn_like(run())
+        out = run()
+        grad = [torch.randn_like(one) for one in out] if isinstance(out, tuple) else torch.randn_like(out)
 
         def both(run: Any = run, grad: Any = grad) -> Any:
             return torch.autograd.grad(run(), inputs, grad)

@@ -44,8 +44,9 @@ def batches(
 ) -> list[np.ndarray]:
     """Row indices of each batch; every row once; a function of (seed, epoch) alone.
 
-    like: shuffle, sort by length within chunks of 50 batches, shuffle the batches. balanced: within such chunks the sorted rows
-    are dealt to the batches to and fro. shuffled: a plain shuffle. seed None, for evaluation: all rows in order of length.
+    like: shuffle, sort by length within chunks of 50 batches, shuffle the batches. balanced: rows of like length are dealt to
+    the batches, the shorter ones to those that have more tokens. shuffled: a plain shuffle. seed None, for evaluation: all rows
+    in order of length.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
@@ -56,9 +57,11 @@ def batches(
     order = rng.permutation(len(encoded))
     if arrangement == "shuffled":
         return _cut(order, batch_size)
-    chunks = _cut(order, batch_size * CHUNK_BATCHES)
-    part = _cut if arrangement == "like" else _deal
-    cut = [batch for chunk in chunks for batch in part(chunk[np.argsort(lengths[chunk], kind="stable")], batch_size)]
+    if arrangement == "balanced":
+        cut = _deal(order[np.argsort(lengths[order], kind="stable")], lengths, batch_size, rng)
+    else:
+        chunks = [chunk[np.argsort(lengths[chunk], kind="stable")] for chunk in _cut(order, batch_size * CHUNK_BATCHES)]
+        cut = [batch for chunk in chunks for batch in _cut(chunk, batch_size)]
     return [cut[i] for i in rng.permutation(len(cut))]
 
 
@@ -66,14 +69,22 @@ def _cut(order: np.ndarray, size: int) -> list[np.ndarray]:
     return [order[at : at + size] for at in range(0, len(order), size)]
 
 
-def _deal(order: np.ndarray, size: int) -> list[np.ndarray]:
-    """Rows by length to the batches, like cards, each round the other way: whole batches of nearly equal sums, and the odd rows
-    that do not fill one (drawn from all lengths) in a last, smaller one."""
+def _deal(order: np.ndarray, lengths: np.ndarray, size: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Whole batches of nearly equal sums, and the odd rows that do not fill one (drawn from all lengths) in a last, smaller one.
+
+    order: of length. Each round gives every batch a row of like length, the shortest to the batch that has most; the rounds
+    whose lengths differ least come last, and make up for what the others have left.
+    """
     count, odd = divmod(len(order), size)
     spare = np.linspace(0, len(order) - 1, odd, dtype=np.int64) if odd else np.empty(0, np.int64)
-    rest = np.delete(order, spare).reshape(size, count)
-    rest[1::2] = rest[1::2, ::-1]
-    return [*rest.T, *([order[spare]] if odd else [])]
+    rounds = np.delete(order, spare).reshape(size, count)
+    dealt, sums = np.empty_like(rounds), np.zeros(count, np.int64)
+    spread = lengths[rounds[:, -1]] - lengths[rounds[:, 0]] if count else np.zeros(size, np.int64)
+    for turn in np.argsort(-spread, kind="stable"):
+        most_first = np.lexsort((rng.random(count), -sums))
+        dealt[turn, most_first] = rounds[turn]
+        sums[most_first] += lengths[rounds[turn]]
+    return [*dealt.T, *([order[spare]] if odd else [])]
 
 
 def collate(

@@ -1,8 +1,8 @@
 """A serial bottleneck adapter with its residual, y + U f(D y + b) + c, in one kernel each way, grouped by task.
 
 The inner activation (as many numbers a token as the bottleneck is wide) stays in registers, and y is read twice, the second time
-from the cache; in plain torch its three products and sums are five passes forward and about ten backward. The gradients of U
-and D are sums over all rows of a task, and left to the library's batched products.
+from the cache; in plain torch its three products and sums are five passes forward and about ten backward. The gradients of U,
+D, b and c are sums over all rows of a task: a kernel of their own has them all, in parts that are added up afterwards.
 
 N tasks, T rows in all (T / N a task), W width of the states, M width of the bottleneck.
 """
@@ -12,12 +12,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from intarsia.ops.kernels.sums import add_up
+
 ACTIVATIONS = {"relu": 0, "gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3, "tanh": 4}
 """Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
 WIDEST = 128
 """Bottleneck beyond which a program's registers are too few."""
 _PROGRAMS = 256
 """About how many a GPU keeps busy; few rows are cut into smaller tiles."""
+_STRIPE = 64
+"""Columns of the states for which a program adds up the weights' gradients, in steps of so many rows."""
 
 
 @triton.jit
@@ -99,7 +103,7 @@ def bottleneck_forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_
 
 
 @triton.jit
-def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, sums_ptr, rows, tiles, width, narrow,
+def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner_ptr, rows, width, narrow,
               down_task, up_task,
               KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
@@ -114,11 +118,7 @@ def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner
     dz = slope * _product(
         grad_ptr, at, inside, up_ptr + task * up_task, columns, known, width, width, narrow, 1, TILE, CHUNK, NARROW, PRECISION
     )  # fmt: skip
-    dz = tl.where(both, dz, 0.0)
-    # The sums of this tile's rows, for both biases: (W + M) numbers.
-    sums_ptr += (task * tiles + tile) * (width + narrow)
-    tl.store(sums_ptr + width + columns, tl.sum(dz, 0), mask=known)
-    dz = dz.to(dz_ptr.dtype.element_ty)
+    dz = tl.where(both, dz, 0.0).to(dz_ptr.dtype.element_ty)
     tl.store(dz_ptr + slots, dz, mask=both)
     for begin in range(0, width, CHUNK):
         w = begin + tl.arange(0, CHUNK)
@@ -130,7 +130,41 @@ def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner
         )  # fmt: skip
         dy = grad + tl.dot(dz, down.to(dz.dtype), input_precision=PRECISION)
         tl.store(dy_ptr + at[:, None] * width + w[None, :], dy.to(dy_ptr.dtype.element_ty), mask=there)
-        tl.store(sums_ptr + w, tl.sum(grad, 0), mask=w < width)
+
+
+@triton.jit
+def bottleneck_weights(y_ptr, grad_ptr, dz_ptr, inner_ptr, sums_ptr, rows, parts, own, width, narrow,
+              STRIPE: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+    """Of one part of a task's rows (`own` of them): dD (M, W), dU (W, M), dc (W) and db (M), one behind the other."""
+    stripe, part, task = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    w, columns = stripe * STRIPE + tl.arange(0, STRIPE), tl.arange(0, NARROW)
+    there, known = w < width, columns < narrow
+    ddown, dup = tl.zeros([NARROW, STRIPE], tl.float32), tl.zeros([NARROW, STRIPE], tl.float32)
+    dc, db = tl.zeros([STRIPE], tl.float32), tl.zeros([NARROW], tl.float32)
+    end = min((part + 1) * own, rows)
+    for first in range(part * own, end, STRIPE):
+        index = first + tl.arange(0, STRIPE)
+        inside = index < end
+        at = (task * rows + index).to(tl.int64)
+        states = at[:, None] * width + w[None, :]
+        y = tl.load(y_ptr + states, mask=inside[:, None] & there[None, :], other=0.0)
+        grad = tl.load(grad_ptr + states, mask=inside[:, None] & there[None, :], other=0.0)
+        slots = at[:, None] * narrow + columns[None, :]
+        dz = tl.load(dz_ptr + slots, mask=inside[:, None] & known[None, :], other=0.0)
+        inner = tl.load(inner_ptr + slots, mask=inside[:, None] & known[None, :], other=0.0)
+        ddown += tl.dot(tl.trans(dz), y, input_precision=PRECISION)
+        dup += tl.dot(tl.trans(inner), grad, input_precision=PRECISION)
+        dc += tl.sum(grad.to(tl.float32), 0)
+        db += tl.sum(dz.to(tl.float32), 0)
+    sums_ptr += (task * parts + part).to(tl.int64) * (2 * narrow * width + width + narrow)
+    both = known[:, None] & there[None, :]
+    tl.store(sums_ptr + columns[:, None] * width + w[None, :], ddown, mask=both)
+    sums_ptr += narrow * width
+    tl.store(sums_ptr + w[None, :] * narrow + columns[:, None], dup, mask=both)
+    sums_ptr += narrow * width
+    tl.store(sums_ptr + w, dc, mask=there)
+    if stripe == 0:
+        tl.store(sums_ptr + width + columns, db, mask=known)
 
 
 def _tile(count: int) -> int:
@@ -195,44 +229,52 @@ def _(y, down, down_bias, up, up_bias, kind):
 
 @torch.library.custom_op("intarsia::bottleneck_backward", mutates_args=())
 def _bottleneck_backward(
-    grad: Tensor, down: Tensor, up: Tensor, z: Tensor, kind: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dy, D y + b's gradient (T, M), f(D y + b) (T, M), and dc and db one behind the other, (N, W + M) fp32."""
+    grad: Tensor, y: Tensor, down: Tensor, up: Tensor, z: Tensor, kind: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dy; dD and dU one behind the other, (N, 2 M W) in D's dtype; and dc and db, (N, W + M) fp32."""
     tasks, narrow, width = down.shape
-    rows = len(z) // tasks
+    rows, grad = len(z) // tasks, grad.contiguous()
     tile = _tile(len(z))
-    tiles, grad = -(-rows // tile), grad.contiguous()
     dy, dz, inner = torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z)
-    sums = torch.empty(tasks, tiles, width + narrow, dtype=torch.float32, device=z.device)
     down, up = _dense(down), _dense(up)
-    bottleneck_backward[(tiles, tasks)](
-        grad, down, up, z, dy, dz, inner, sums, rows, tiles, width, narrow,
-        down.stride(0), up.stride(0), TILE=tile, **_options(grad, narrow, kind, wide=tile == 16),
+    options = _options(grad, narrow, kind, wide=tile == 16)
+    bottleneck_backward[(-(-rows // tile), tasks)](
+        grad, down, up, z, dy, dz, inner, rows, width, narrow, down.stride(0), up.stride(0), TILE=tile, **options
+    )
+    stripes = -(-width // _STRIPE)
+    parts = max(1, min(rows // (4 * _STRIPE), _PROGRAMS // (stripes * tasks)))
+    sums = torch.empty(tasks, parts, (2 * narrow + 1) * width + narrow, dtype=torch.float32, device=z.device)
+    bottleneck_weights[(stripes, parts, tasks)](
+        y, grad, dz, inner, sums, rows, parts, -(-rows // parts), width, narrow,
+        STRIPE=_STRIPE, NARROW=options["NARROW"], PRECISION=options["PRECISION"], num_warps=4,
     )  # fmt: skip
-    return dy, dz, inner, sums.sum(1)
+    matrices = torch.empty(tasks, 2 * narrow * width, dtype=down.dtype, device=z.device)
+    vectors = torch.empty(tasks, width + narrow, dtype=torch.float32, device=z.device)
+    add_up(sums, matrices, vectors)
+    return dy, matrices, vectors
 
 
 @_bottleneck_backward.register_fake
-def _(grad, down, up, z, kind):
-    sums = up.new_empty(len(up), up.shape[1] + up.shape[2], dtype=torch.float32)
-    return torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z), sums
+def _(grad, y, down, up, z, kind):
+    tasks, narrow, width = down.shape
+    vectors = up.new_empty(tasks, width + narrow, dtype=torch.float32)
+    return torch.empty_like(grad), down.new_empty(tasks, 2 * narrow * width), vectors
 
 
 def _keep(ctx, inputs, output) -> None:
     y, down, down_bias, up, up_bias, ctx.kind = inputs
     ctx.dtypes = down_bias.dtype, up_bias.dtype
+    ctx.set_materialize_grads(False)  # or there were zeros for z's
     ctx.save_for_backward(y, down, up, output[1])
 
 
 def _derive(ctx, grad, _z):
     y, down, up, z = ctx.saved_tensors
     tasks, narrow, width = down.shape
-    dy, dz, inner, sums = _bottleneck_backward(grad, down, up, z, ctx.kind)
-    db, dc = (one.to(dtype) for one, dtype in zip((sums[:, width:], sums[:, :width]), ctx.dtypes, strict=True))
-    dz, inner = dz.view(tasks, -1, narrow), inner.view(tasks, -1, narrow)
-    ddown = (dz.mT @ y.reshape(tasks, -1, width)).to(down.dtype)
-    dup = (grad.reshape(tasks, -1, width).mT @ inner).to(up.dtype)
-    return dy, ddown, db, dup, dc, None
+    dy, matrices, vectors = _bottleneck_backward(grad, y, down, up, z, ctx.kind)
+    db, dc = (one.to(dtype) for one, dtype in zip((vectors[:, width:], vectors[:, :width]), ctx.dtypes, strict=True))
+    ddown, dup = matrices.chunk(2, dim=1)
+    return dy, ddown.view(tasks, narrow, width), db, dup.view(tasks, width, narrow).to(up.dtype), dc, None
 
 
 torch.library.register_autograd("intarsia::bottleneck", _derive, setup_context=_keep)

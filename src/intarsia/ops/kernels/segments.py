@@ -123,8 +123,8 @@ def _shares(
 
 @triton.jit
 def segments_backward(
-    q_ptr, k_ptr, v_ptr, out_ptr, lse_ptr, grad_ptr, dq_ptr, dk_ptr, dv_ptr, starts_q, starts_k,
-    q_row, q_head, k_row, k_head, v_row, v_head, out_row, out_head, grad_row, grad_head,
+    q_ptr, k_ptr, v_ptr, lse_ptr, grad_ptr, dq_ptr, dk_ptr, dv_ptr, delta_ptr, starts_q, starts_k,
+    q_row, q_head, k_row, k_head, v_row, v_head, grad_row, grad_head,
     dq_row, dq_head, dk_row, dk_head,
     scale, natural, heads, groups, width,
     WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
@@ -134,35 +134,44 @@ def segments_backward(
     queries, keys = tl.load(starts_q + segment + 1) - q_first, tl.load(starts_k + segment + 1) - k_first
     k_ptr += group * k_head
     v_ptr += group * v_head
-    for k_at in range(0, keys, TILE):
-        k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
-        v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
+    dk_ptr += group * dk_head
+    dv_ptr += group * dk_head
+    first, last = group * groups, (group + 1) * groups
+    if keys <= TILE:  # one tile of keys: each tile of queries meets it once
+        k = _tile(k_ptr, k_first, 0, k_row, keys, width, WIDTH, TILE)
+        v = _tile(v_ptr, k_first, 0, v_row, keys, width, WIDTH, TILE)
         dk = tl.zeros([TILE, WIDTH], tl.float32)
         dv = tl.zeros([TILE, WIDTH], tl.float32)
-        for head in range(group * groups, (group + 1) * groups):
+        for head in range(first, last):
             for q_at in range(0, queries, TILE):
                 q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
-                out = _tile(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, WIDTH, TILE)
                 grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
+                p = _shares(
+                    q, k, lse_ptr, q_first, q_at, 0, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
+                )
+                dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
+                dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
+                ds = p * (dp - tl.sum(p * dp, 1)[:, None]) * natural
+                dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
+                dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
+                _put(dq_ptr + head * dq_head, q_first, q_at, dq_row, queries, width, dq, WIDTH, TILE)
+        _put(dk_ptr, k_first, 0, dk_row, keys, width, dk, WIDTH, TILE)
+        _put(dv_ptr, k_first, 0, dk_row, keys, width, dv, WIDTH, TILE)
+        return
+    for head in range(first, last):
+        for q_at in range(0, queries, TILE):
+            q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
+            grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
+            delta = tl.zeros([TILE], tl.float32)
+            for k_at in range(0, keys, TILE):
+                k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
+                v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
                 p = _shares(
                     q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
                 )  # fmt: skip
-                delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
-                dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
-                ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * natural
-                dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
-                if keys <= TILE:  # no other tile of keys adds to it
-                    dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-                    _put(dq_ptr + head * dq_head, q_first, q_at, dq_row, queries, width, dq, WIDTH, TILE)
-        _put(dk_ptr + group * dk_head, k_first, k_at, dk_row, keys, width, dk, WIDTH, TILE)
-        _put(dv_ptr + group * dk_head, k_first, k_at, dk_row, keys, width, dv, WIDTH, TILE)
-    # Longer segments: each tile of queries meets all tiles of keys once more.
-    for head in range(group * groups, tl.where(keys > TILE, (group + 1) * groups, 0)):
-        for q_at in range(0, queries, TILE):
-            q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
-            out = _tile(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, WIDTH, TILE)
-            grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
-            delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
+                delta += tl.sum(p * tl.dot(grad, tl.trans(v), input_precision=PRECISION), 1)
+            index = q_at + tl.arange(0, TILE)
+            tl.store(delta_ptr + (q_first + index).to(tl.int64) * heads + head, delta, mask=index < queries)
             dq = tl.zeros([TILE, WIDTH], tl.float32)
             for k_at in range(0, keys, TILE):
                 k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
@@ -173,6 +182,27 @@ def segments_backward(
                 ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * natural
                 dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
             _put(dq_ptr + head * dq_head, q_first, q_at, dq_row, queries, width, dq, WIDTH, TILE)
+    tl.debug_barrier()  # all of this program's deltas are written
+    for k_at in range(0, keys, TILE):
+        k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
+        v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
+        dk = tl.zeros([TILE, WIDTH], tl.float32)
+        dv = tl.zeros([TILE, WIDTH], tl.float32)
+        for head in range(first, last):
+            for q_at in range(0, queries, TILE):
+                q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
+                grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
+                index = q_at + tl.arange(0, TILE)
+                where = delta_ptr + (q_first + index).to(tl.int64) * heads + head
+                delta = tl.load(where, mask=index < queries, other=0.0)
+                p = _shares(
+                    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
+                )  # fmt: skip
+                dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
+                ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * natural
+                dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
+        _put(dk_ptr, k_first, k_at, dk_row, keys, width, dk, WIDTH, TILE)
+        _put(dv_ptr, k_first, k_at, dk_row, keys, width, dv, WIDTH, TILE)
 
 
 _LOG2E = 1.4426950408889634
@@ -255,7 +285,7 @@ def _(query, key, value, starts_q, starts_k, causal, scale, window):
 
 @torch.library.custom_op("intarsia::short_segments_backward", mutates_args=())
 def _short_segments_backward(
-    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, starts_q: Tensor, starts_k: Tensor,
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lse: Tensor, starts_q: Tensor, starts_k: Tensor,
     causal: bool, scale: float, window: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     g, q, k, v = _rows_first(grad, query, key, value)
@@ -263,8 +293,8 @@ def _short_segments_backward(
     dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
     heads, groups = q.shape[1], q.shape[1] // k.shape[1]
     segments_backward[(len(starts_q) - 1, k.shape[1])](
-        q, k, v, out, lse, g, dq, dk, dv, starts_q, starts_k,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
+        q, k, v, lse, g, dq, dk, dv, torch.empty_like(lse), starts_q, starts_k,
+        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
         g.stride(0), g.stride(1), dq.stride(0), dq.stride(1), dk.stride(0), dk.stride(1),
         scale * _LOG2E, scale, heads, groups, q.shape[2], num_stages=1, **_constants(q, causal, window),
     )  # fmt: skip
@@ -272,19 +302,22 @@ def _short_segments_backward(
 
 
 @_short_segments_backward.register_fake
-def _(grad, query, key, value, out, lse, starts_q, starts_k, causal, scale, window):
+def _(grad, query, key, value, lse, starts_q, starts_k, causal, scale, window):
     return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
 
 
 def _keep(ctx, inputs, output) -> None:
     query, key, value, starts_q, starts_k, ctx.causal, ctx.scale, ctx.window = inputs
-    ctx.save_for_backward(query, key, value, *output, starts_q, starts_k)
+    ctx.set_materialize_grads(False)  # or there were zeros for the second output's
+    # Not the attended values: what backward wants of them follows from the shares, which it computes anyway; and a frozen layer
+    # behind them keeps nothing either, so their memory is free.
+    ctx.save_for_backward(query, key, value, output[1], starts_q, starts_k)
 
 
 def _derive(ctx, grad, _lse):
-    query, key, value, out, lse, starts_q, starts_k = ctx.saved_tensors
+    query, key, value, lse, starts_q, starts_k = ctx.saved_tensors
     found = _short_segments_backward(
-        grad, query, key, value, out, lse, starts_q, starts_k, ctx.causal, ctx.scale, ctx.window
+        grad, query, key, value, lse, starts_q, starts_k, ctx.causal, ctx.scale, ctx.window
     )
     return *found, None, None, None, None, None
 
