@@ -65,7 +65,7 @@ PARTS = {
     "matrix products": ("nvjet", "gemm", "cutlass"),
     "gelu": ("Gelu",),
     "additions": ("CUDAFunctor_add<c10::BFloat16",),
-    "sums over rows": ("reduce_kernel",),
+    "sums over rows": ("reduce_kernel", "column_sums"),
 }
 """What a kernel's name has in it, the first that fits."""
 

@@ -8,8 +8,8 @@ from benchmarks.speed_h100_parts import lengths
 
 
 def kernel(name: str, seconds: float) -> dict[str, Any]:
-    """Each of `segments`, `norm`, `bottleneck`, in bf16, 8 tasks x 1,792 rows of 768; and `rotary`, of as many tokens' 9 queries and
-    3 keys of 64 (SmolLM2's)."""
+    """Each of `segments`, `norm`, `bottleneck`, in bf16, 8 tasks x 1,792 rows of 768; and `rotary`, of as many tokens' 9 queries
+    and 3 keys of 64 (SmolLM2's)."""
     import torch
     from triton.testing import do_bench, do_bench_cudagraph
 
@@ -81,6 +81,7 @@ def kernel(name: str, seconds: float) -> dict[str, Any]:
     for who, run in (("ours", ours), ("plain", plain)):
         out = run()
         grad = [torch.randn_like(one) for one in out] if isinstance(out, tuple) else torch.randn_like(out)
+        del out  # its graph is of the ordinary stream, on which a capture must not wait
 
         def both(run: Any = run, grad: Any = grad) -> Any:
             return torch.autograd.grad(run(), inputs, grad)

@@ -51,6 +51,7 @@ def report(runs: list[Path], about: Path, notes: str) -> None:
                 "who": who,
                 "shape": shape,
                 "method": method,
+                "head reads": {"first": "the first token", "graph": "the mean"}[what[2]] if who == "ours" else None,
                 "members": members,
                 "thousand tokens/s": speed,
                 "slowest": row["slowest"],
