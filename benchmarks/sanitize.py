@@ -23,17 +23,23 @@ from benchmarks.results import write_results
 TEXT = (__doc__ or "").split("\n\n")[2]
 TOOLS = {"memcheck": [], "racecheck": ["--racecheck-report", "analysis"]}
 SUITES = {
-    "kernels": ["tests/ops/test_ops_kernels.py"],
+    "attention": ["tests/ops/test_ops_kernels.py", "-k", "short_segments"],
+    "bottlenecks": ["tests/ops/test_ops_kernels.py", "-k", "bottleneck"],
+    "other kernels": ["tests/ops/test_ops_kernels.py", "-k", "not short_segments and not bottleneck"],
     "kernels by address": ["tests/ops/test_ops_addressed.py"],
     "rotary": ["tests/ops/test_ops_rotary.py"],
-    "kernels, few sizes": ["tests/ops/test_ops_addressed.py", "-k", "bfloat16 and not 40"],
+    "kernels by address, few sizes": ["tests/ops/test_ops_addressed.py", "-k", "bfloat16 and not 40"],
+    "other kernels, few sizes": ["tests/ops/test_ops_kernels.py", "-k", "bfloat16 and (2-1-64 or 96-48 or 2-33-96)"],
     "a bank's rows": ["tests/bank/test_bank_graphs.py", "-k", "kernels_find"],
 }
 GRAPHS = "a bank's rows"
 """Which wants graphs, and torch makes none without its allocator: the failed call of CUDA is no error of a kernel."""
 JOBS = (
-    *(("memcheck", suite) for suite in ("kernels", "kernels by address", "rotary", GRAPHS)),
-    ("racecheck", "kernels, few sizes"),
+    *(
+        ("memcheck", suite)
+        for suite in ("attention", "bottlenecks", "other kernels", "kernels by address", "rotary", GRAPHS)
+    ),
+    *(("racecheck", suite) for suite in ("kernels by address, few sizes", "other kernels, few sizes")),
 )
 """racecheck takes minutes for what memcheck does in one."""
 
@@ -73,7 +79,7 @@ def run(tool: str, suite: str, limit: float) -> dict[str, object]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--limit", type=float, default=300, help="seconds of each")
+    parser.add_argument("--limit", type=float, default=400, help="seconds of each")
     given = parser.parse_args()
     rows = []
     # Beside each other: most of their time is Triton's compiler and Python.

