@@ -59,13 +59,13 @@ METHODS: dict[str, Any] = {
 TRAFFIC = ("identical", "uniform", "zipf", "distinct")
 NOTES = {
     "cpu": "In bf16, which the product chooses where the processor has it, and in fp32. Goal: 0.95 with 1,024 tasks and uniform "
-    "traffic, over BERT-base's shape. Met by LoRA (0.981, fp32 0.956) and three methods (0.959, 0.981); adapters have 0.971 "
-    "in fp32 (0.934 before norms were computed whole and small products were brought together) and 0.94 in bf16, just "
-    "below. On this shared machine `identical`, which should be 1, has 0.95 to 1.04 in runs of 8 to 25 s. What is left, by "
-    "profile: matrices come from memory and not from the cache, and are brought together place by place. For decoding no "
-    "goal is set on a CPU, and it is slow there: one figure was measured. Only adapters and three methods in bf16 with "
-    "1,024 tasks and uniform traffic are of fe1b097; the others, of a1cb752, had a norm's rows of several tasks in one "
-    "call, which rounded their gains in bf16 and was mended.",
+    "traffic, over BERT-base's shape. Met by LoRA (0.99, fp32 1.02), three methods (0.955, 0.973) and adapters in fp32 "
+    "(0.957); missed by adapters in bf16: four runs of 60 s had 0.934, 0.929, 0.92 and 0.926 (0.94 before, on a machine that was "
+    "faster then). Mixed rows take more of memory's time, which this machine shares with others: their matrices are brought "
+    "together place by place, and norms are computed row by row. `identical`, which should be 1, had 0.95 to 1.04 in runs of 8 to "
+    "25 s. For decoding no goal is set on a CPU, and it is slow there: one figure was measured. The uniform rows with 1,024 tasks "
+    "are of 87a99f6; the others, of a1cb752, had a norm's rows of several tasks in one call, which rounded their gains in bf16 "
+    "and was mended.",
     "cuda": "Passes are CUDA graphs over packed rows. Goals, 0.95 for encoders and 0.90 for decoding, with 1,024 tasks and "
     "uniform traffic, are met: adapters 0.963 and 0.93, LoRA 0.993 and 0.964, three methods 0.959 and 0.914. With 32 rows three "
     "methods have 0.9: three forms are three launches at each place. One task's speed rose, too: 256 rows from 1,730 to 1,910 "

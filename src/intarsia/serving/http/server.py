@@ -148,6 +148,7 @@ def run(app: FastAPI, sock: socket.socket, *, grace: float, ready: Callable[[], 
         log_config=None,
         access_log=False,
         server_header=False,
+        http="h11",  # httptools, which uvicorn prefers where it is installed, reads a head that never ends for ever
         ws="none",
         lifespan="off",
         timeout_graceful_shutdown=max(1, round(grace)),
