@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from intarsia.backbone.ending import Ending
+from intarsia.backbone.ending import Ending, at_places
 from intarsia.errors import ConfigError
 
 START, AFTER_FIRST, END, TEMPLATE = range(4)
@@ -94,11 +94,6 @@ def positions_of(mask: Tensor, first: int) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0) + first
 
 
-def _pick(values: Tensor, order: Tensor) -> Tensor:
-    """(B, S, E) and (B, L) -> (B, L, E)."""
-    return values.gather(1, order[..., None].expand(-1, -1, values.shape[-1]))
-
-
 class Entrance:
     """The hooks at the model that reads the text: the whole model, or the encoder of an encoder-decoder."""
 
@@ -168,7 +163,7 @@ class Entrance:
         mask = torch.ones(words.shape[:2], dtype=torch.long, device=words.device) if mask is None else mask
         decoder = self.kind == "decoder"
         layout = self.layout = lay_out(mask, ids, prompts, left=decoder, read_after=decoder)
-        given["inputs_embeds"] = _pick(torch.cat([words, prompts.vectors.to(words.dtype)], dim=1), layout.order)
+        given["inputs_embeds"] = at_places(torch.cat([words, prompts.vectors.to(words.dtype)], dim=1), layout.order)
         given["attention_mask"] = layout.mask
         if (types := given.get("token_type_ids")) is not None:
             given["token_type_ids"] = nn.functional.pad(types, (0, prompts.vectors.shape[1])).gather(1, layout.order)
@@ -200,7 +195,7 @@ class Entrance:
         if layout is None:  # images: the number of patches shows here
             mask = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
             layout = self.layout = lay_out(mask, None, prompts, left=False, read_after=False)
-        return _pick(torch.cat([states, prompts.vectors.to(states.dtype)], dim=1), layout.order)
+        return at_places(torch.cat([states, prompts.vectors.to(states.dtype)], dim=1), layout.order)
 
     def _positions(self, mask: Tensor, prompts: Prompts) -> Tensor:
         positions = positions_of(mask, self.first_position)
@@ -229,7 +224,7 @@ class Entrance:
         layout, self.layout = self.layout, None
         if layout.back is None:
             return output
-        output.last_hidden_state = _pick(output.last_hidden_state, layout.back)
+        output.last_hidden_state = at_places(output.last_hidden_state, layout.back)
         pooler = getattr(self.base, "pooler", None)
         if getattr(output, "pooler_output", None) is not None and isinstance(pooler, nn.Module):
             # It was made from the first column, which may be a virtual token's.
