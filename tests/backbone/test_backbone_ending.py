@@ -98,14 +98,16 @@ def test_scores_and_gradients_of_every_method_are_the_same(family, side, pooling
                 torch.testing.assert_close(own, other, **CLOSE, msg=name)
 
 
+@pytest.mark.parametrize("by_address", [False, True])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_rows_of_heads_that_read_elsewhere_mix(side):
+def test_rows_of_heads_that_read_elsewhere_mix(side, by_address):
     backbone, batch = wrap("bert"), padded("bert", side)
     heads = [Head(labels=("a", "b"), pooling=pooling) for pooling in ("cls", "last", "pooler", "cls")]
     methods = ("serial", "lora", "prefix", "prompt")
     tasks = [made(backbone, method, head) for method, head in zip(methods, heads, strict=True)]
     bank, seen = TaskBank(backbone, [task.requires_grad_(False) for task in tasks]), widths(backbone)
     names = ["serial", "prompt", "lora", "prefix", "prompt", "serial"]
+    bank._stacked = bank._addressed = by_address  # what the device decides
     with torch.no_grad():
         mixed = bank(batch, tasks=names)
         assert set(seen) == {1}
