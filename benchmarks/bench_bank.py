@@ -63,10 +63,10 @@ NOTES = {
     "(0.957); missed by adapters in bf16: six runs of 50 to 60 s had 0.934, 0.929, 0.92, 0.926, 0.947 and 0.943, and two of "
     "a54c001 between the last ones 0.948 and 0.961, so a run is good to two hundredths, and cutting out each task's matrices in "
     "one call, which came between, is not to be seen. Mixed rows take more of memory's time, which this machine shares with "
-    "others: their matrices are brought together place by place, and norms are computed row by row. `identical`, which should be 1, had 0.95 to 1.04 in runs of 8 to "
-    "25 s. For decoding no goal is set on a CPU, and it is slow there: one figure was measured. The uniform rows with 1,024 tasks "
-    "are of 87a99f6; the others, of a1cb752, had a norm's rows of several tasks in one call, which rounded their gains in bf16 "
-    "and was mended.",
+    "others: their matrices are brought together place by place, and norms are computed row by row. `identical`, which should "
+    "be 1, had 0.95 to 1.04 in runs of 8 to 25 s. For decoding no goal is set on a CPU, and it is slow there: one figure was "
+    "measured. The uniform rows with 1,024 tasks are of 87a99f6; the others, of a1cb752, had a norm's rows of several tasks in "
+    "one call, which rounded their gains in bf16 and was mended.",
     "cuda": "Passes are CUDA graphs over packed rows. Goals, 0.95 for encoders and 0.90 for decoding, with 1,024 tasks and "
     "uniform traffic, are met: adapters 0.963 and 0.93, LoRA 0.993 and 0.964, three methods 0.959 and 0.914. With 32 rows three "
     "methods have 0.9: three forms are three launches at each place. One task's speed rose, too: 256 rows from 1,730 to 1,910 "

@@ -4,9 +4,11 @@ import socket
 from importlib import util
 
 import pytest
+from fastapi import FastAPI
 
 from intarsia.cli.__main__ import main
 from intarsia.errors import ConfigError
+from intarsia.serving.http import server
 from intarsia.serving.http.server import is_loopback, listen, url
 from workflow.tiny_run import make_backbone
 
@@ -74,8 +76,6 @@ def test_a_backbone_that_is_none_is_one_line(refused, tasks, tmp_path):
 
 
 def test_an_address_that_others_reach_without_keys_is_a_warning(tasks, tmp_path, monkeypatch, caplog):
-    from intarsia.serving.http import server
-
     monkeypatch.setattr(server, "run", lambda *_, **__: None)
     backbone = make_backbone(tmp_path / "bert")
     monkeypatch.setattr(server, "listen", lambda host, port: socket.create_server(("127.0.0.1", 0)))
@@ -109,3 +109,12 @@ def test_any_free_port_is_one_that_can_be_asked():
         sock.listen()
         with pytest.raises(ConfigError, match="Address already in use"):
             listen("127.0.0.1", sock.getsockname()[1])
+
+
+def test_requests_are_read_by_h11_whatever_else_is_installed(monkeypatch):
+    """httptools, which uvicorn takes where it finds it, would read a head without end for ever."""
+    made = []
+    monkeypatch.setattr(server._Server, "run", lambda self, _sockets: made.append(self.config.http))
+    with socket.socket() as sock:
+        server.run(FastAPI(), sock, grace=1.0, ready=lambda: None)
+    assert made == ["h11"]
