@@ -58,11 +58,12 @@ class TaskBank(Residents):
         """
         if isinstance(tasks, str):
             name = self._known(tasks)
+            names: list[str | None] = [name] * len(next(iter(batch.values())))
+            graphed = self._graphed(batch, names)
             with self.under(self._alone(name)):
                 if (task := self.tasks[name]).words:
                     return self._again(word_scores(self.backbone, batch, task.words))
-                names = [name] * len(next(iter(batch.values())))
-                states, mask = self._states(batch, names)
+                states, mask = self._read(batch, names) if graphed is None else (graphed, self.backbone.mask(batch))
                 pooler = getattr(self.backbone.base, "pooler", None)
                 return task.head_module(states, mask, pooler) if task.head_module else states
         names = self._names(batch, tasks)
@@ -176,18 +177,18 @@ class TaskBank(Residents):
     def _scored(self, batch: Mapping[str, Tensor], rows: list[int], names: list[str | None]) -> Sequence[Tensor]:
         part = _pick(batch, rows)
         first = None if names[0] is None else self.tasks[names[0]]
+        if (states := self._graphed(part, names)) is not None:
+            return self._headed(states, self.backbone.mask(part), names)
         with self.under(self.route(names)):
             if first is not None and first.words:
                 return list(self._again(word_scores(self.backbone, part, first.words)))
-            states, mask = self._states(part, names)
+            states, mask = self._read(part, names)
         return self._headed(states, mask, names)
 
-    def _states(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> tuple[Tensor, Tensor | None]:
+    def _read(self, batch: Mapping[str, Tensor], names: Sequence[str | None]) -> tuple[Tensor, Tensor | None]:
         """What the rows' heads read, (B, T, D), and which of it is of real tokens; where each reads one state, (B, 1, D) and None.
-        Under the route."""
+        Under the rows' route."""
         mask = self.backbone.mask(batch)
-        if (states := self._graphed(batch, list(names))) is not None:
-            return states, mask
         heads = [None if name is None else self.tasks[name].head for name in names]
         if mask is None or not all(head is not None and head.reads_one for head in heads):
             return self._again(self.backbone.features(batch)), mask

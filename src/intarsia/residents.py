@@ -189,11 +189,11 @@ class Residents:
     @contextmanager
     def under(self, route: Route) -> Iterator[None]:
         """The model's calls meanwhile are routed so."""
-        self._route = route
+        before, self._route = self._route, route
         try:
             yield
         finally:
-            self._route = self._default
+            self._route = before
 
     def _alone(self, name: str) -> Route:
         if isinstance(self._residents[name], Stored):

@@ -6,12 +6,14 @@ import random
 import pytest
 import torch
 
+import tiny
 from bank.test_bank_graphs import DEVICE, Watched, alone, graphed, mixed, same, tasks_of, there
 from bank.test_bank_stored import ragged
 from intarsia.bank import TaskBank
 from intarsia.graphs import Graphs
 from intarsia.graphs.one import Key, OnePass
-from methods.every import row, wrap
+from intarsia.routing import PLAIN
+from methods.every import new_task, row, wrap
 
 
 class Fake:
@@ -159,3 +161,41 @@ def test_few_graphs_serve_rows_of_any_forms():
     for _ in range(100):
         ask(*shuffle.sample(many, 20))
     assert len(made) == before
+
+
+class Refusing:
+    """Graphs that find out by running them that the model does what packed rows do not know."""
+
+    def __init__(self, under):
+        self.under, self.asked = under, 0
+
+    def features(self, batch, rows):
+        self.asked += 1
+        with self.under(PLAIN):
+            return None
+
+
+def test_rows_whose_graph_is_refused_have_their_tasks_all_the_same():
+    backbone = wrap("bert")
+    bank = TaskBank(
+        backbone, [new_task(backbone, name).requires_grad_(False) for name in ("serial", "lora", "top-layers")]
+    )
+    batch, rows = tiny.inputs("bert", rows=4), ["serial", "lora", "top-layers", None]
+    with torch.no_grad():
+        want = bank(batch, tasks=rows), bank(batch, tasks="serial")
+        bank.graphs = Refusing(bank.under)
+        found = bank(batch, tasks=rows), bank(batch, tasks="serial")
+    assert bank.graphs.asked > 2
+    torch.testing.assert_close(found, want, rtol=0, atol=0)
+
+
+def test_a_route_under_another_ends_with_the_other_again():
+    backbone = wrap("bert")
+    bank, batch = TaskBank(backbone, [new_task(backbone, "serial")]), tiny.inputs("bert")
+    with bank.under(bank.route(["serial"] * 3)):
+        want = backbone.features(batch)
+        with bank.under(PLAIN):
+            plain = backbone.features(batch)
+        assert torch.equal(backbone.features(batch), want)
+    assert torch.equal(backbone.features(batch), plain)
+    assert not torch.equal(plain, want)

@@ -110,8 +110,10 @@ class Backbone:
     def ending(self) -> Ending | None:
         """Where the tokens that nobody reads can be left out; None: nowhere."""
         stack = self.family.stacks[-1]
+        if not stack.meeting:
+            return None
         layers: Any = self.base.get_submodule(stack.layers)
-        return Ending(layers[-1].get_submodule(stack.meeting)) if stack.meeting else None
+        return Ending(layers[-1].get_submodule(stack.meeting))
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
