@@ -19,6 +19,7 @@ from intarsia.backbone.ending import Ending, at_places
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
+from intarsia.backbone.frozen_linear import FrozenLinear, reorder, wants_reordered
 from intarsia.backbone.inspection import inspect_family
 from intarsia.backbone.loading import (
     QUANTISED,
@@ -64,6 +65,8 @@ class Backbone:
         """Where keys and values of virtual positions go in."""
         self.pretrained = Pretrained(self)
         """What a method may read of the frozen model when it builds a task."""
+        self.reordered: list[FrozenLinear] = []
+        """Linear layers whose training takes its products from oneDNN's own layout: faster, but a new shape costs a step's time."""
 
     @classmethod
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", language_model: bool = False) -> Backbone:
@@ -89,6 +92,8 @@ class Backbone:
         backbone = cls(_freeze(model), tokenizer, name, row, print_)
         if wants_products(kind, where) and model.config._attn_implementation == "sdpa":
             backbone.attention.enter()
+        if wants_reordered(kind, where):
+            backbone.reordered = reorder(backbone.base)
         return backbone
 
     @classmethod

@@ -19,6 +19,7 @@ from intarsia.ops.fast import (
 from intarsia.ops.pieces import ALIGN, Pieces, by_row
 from intarsia.ops.prefixed import prefixed_attention
 from intarsia.ops.reference import Own, add_linear_, bottleneck, frozen_norm, linear, low_rank, normalise, per_task
+from intarsia.ops.reordered import Reordered, reordered, reordered_linear
 from intarsia.ops.segments import segment_attention
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Own",
     "Pieces",
     "Rates",
+    "Reordered",
     "Rows",
     "adamw",
     "adapt_",
@@ -54,6 +56,8 @@ __all__ = [
     "per_task",
     "prefixed_attention",
     "product_attention",
+    "reordered",
+    "reordered_linear",
     "rotated",
     "segment_attention",
     "whole_norm",

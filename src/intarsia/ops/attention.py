@@ -39,14 +39,19 @@ def _softmax(scores: Tensor) -> Tensor:
     return torch.softmax(scores, -1, dtype=wide).to(scores.dtype)
 
 
+def _scaled(x: Tensor, y: Tensor, scale: float) -> Tensor:
+    """scale x y, without a pass of its own for the scale."""
+    return torch.baddbmm(x.new_empty(1), x, y, beta=0, alpha=scale)
+
+
 class _Products(Function):
     """Without dropout, and with a mask that has no gradient: fewer passes over the scores than autograd makes of the same."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         rows, heads, queries, _ = q.shape
-        q, k, v = (q * scale).flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1)
-        scores = torch.bmm(q, k.mT)
+        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
+        scores = _scaled(q, k.mT, scale)
         if mask is not None:
             scores.view(rows, heads, queries, -1).masked_fill_(~mask, _lowest(scores))
         probabilities = _softmax(scores)
@@ -61,7 +66,7 @@ class _Products(Function):
         by_head, grad = grads[0].shape[:2], grads[0].flatten(0, 1)
         inner = torch.bmm(grad, v.mT)
         inner = torch._softmax_backward_data(inner, probabilities, -1, inner.dtype)
-        for_q = torch.bmm(inner, k).mul_(ctx.scale) if ctx.needs_input_grad[0] else None
-        for_k = torch.bmm(inner.mT, q) if ctx.needs_input_grad[1] else None
+        for_q = _scaled(inner, k, ctx.scale) if ctx.needs_input_grad[0] else None
+        for_k = _scaled(inner.mT, q, ctx.scale) if ctx.needs_input_grad[1] else None
         for_v = torch.bmm(probabilities.mT, grad) if ctx.needs_input_grad[2] else None
         return *(None if x is None else x.unflatten(0, by_head) for x in (for_q, for_k, for_v)), None, None

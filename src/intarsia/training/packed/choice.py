@@ -58,7 +58,9 @@ def arranged(asked: str, task: Task, backbone: Backbone, settings: TrainSettings
     """What `TrainSettings.batches` means here."""
     if asked != "auto":
         return asked  # type: ignore[return-value]
-    return "like" if packable(task, backbone, settings) else "balanced"
+    if packable(task, backbone, settings) is None:
+        return "balanced"
+    return "rounded" if backbone.reordered else "like"
 
 
 def assign(members: Sequence[Member], say: Say, trunks: Trunks) -> Sequence[Stepper]:

@@ -1,0 +1,130 @@
+"""A trunk whose products are oneDNN's own trains as any other: forced in fp32 here, since few machines that test have AMX."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+import tiny
+from intarsia import Backbone, Head, Task, TaskBank
+from intarsia.backbone import backbone as module
+from intarsia.backbone import frozen_linear
+from intarsia.methods import METHODS
+from intarsia.training import TrainSettings
+from intarsia.training.packed import arranged
+
+OPTIONS = {"prompt": {"init": "uniform"}}
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """on -> a backbone, with its products reordered or plain."""
+    tiny.build("bert").save_pretrained(tmp_path)
+
+    def loaded(on):
+        monkeypatch.setattr(module, "wants_reordered", lambda dtype, device: on)
+        return Backbone.load(str(tmp_path), dtype="float32", device="cpu")
+
+    return loaded
+
+
+@pytest.fixture
+def reordered(load):
+    return load(True)
+
+
+def step(backbone, method):
+    """The loss and the gradients of one task."""
+    task = Task.new(
+        "one", backbone, METHODS[method](**OPTIONS.get(method, {})), Head(labels=("no", "yes"), dropout=0.0), seed=0
+    )
+    rng = np.random.default_rng(0)
+    ids = torch.from_numpy(rng.integers(5, 90, (3, 7)))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    loss = TaskBank(backbone, [task]).loss(batch, torch.tensor([0, 1, 1]), task="one")
+    loss.backward()
+    return loss.detach(), {name: x.grad for name, x in task.named_parameters() if x.grad is not None}
+
+
+@pytest.mark.parametrize(
+    "method", ["adapter", "lora", "prefix", "prompt", "bitfit", "layer-norm", "full", "top-layers", "head"]
+)
+def test_losses_and_gradients_are_the_plain_trunks(load, reordered, method):
+    plain = load(False)
+    assert reordered.reordered
+    assert not plain.reordered
+    loss, grads = step(reordered, method)
+    same, wanted = step(plain, method)
+    torch.testing.assert_close(loss, same)
+    assert grads.keys() == wanted.keys()
+    assert grads
+    for name, grad in grads.items():
+        torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_it_is_used_with_gradients_and_not_without(reordered, monkeypatch):
+    calls = []
+    real = frozen_linear.reordered_linear
+    monkeypatch.setattr(frozen_linear, "reordered_linear", lambda *a: calls.append(1) or real(*a))
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        without = reordered.features({"input_ids": ids})
+    assert not calls
+    torch.testing.assert_close(reordered.features({"input_ids": ids}), without)
+    assert len(calls) == len(reordered.reordered) == 6 * 2 + 1  # six of each layer, and the pooler's
+
+
+def test_a_weight_that_changes_in_place_or_makes_way_is_seen(reordered):
+    linear = reordered.reordered[0].module
+    x = torch.randn(2, linear.in_features)
+    before = linear(x)
+    with torch.no_grad():
+        linear.weight.mul_(2)
+    torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
+    assert not torch.allclose(linear(x), before)
+    linear.weight = torch.nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
+    torch.testing.assert_close(linear(x), linear.bias.expand(2, -1))
+
+
+def test_the_model_is_transformers_own_in_all_else(load, reordered):
+    plain = load(False)
+    assert reordered.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert reordered.fingerprint == plain.fingerprint
+    twin = copy.deepcopy(reordered.model)
+    ids = torch.tensor([[5, 6, 7]])
+    torch.testing.assert_close(twin(ids).last_hidden_state, reordered.model(ids).last_hidden_state)
+    with torch.no_grad():
+        next(m for m in twin.modules() if type(m) is torch.nn.Linear).weight.zero_()
+    assert not torch.allclose(twin(ids).last_hidden_state, reordered.model(ids).last_hidden_state)
+    wide = copy.deepcopy(plain.model).double()
+    torch.testing.assert_close(reordered.model.double()(ids).last_hidden_state, wide(ids).last_hidden_state)
+
+
+def test_a_trunk_too_large_for_two_copies_is_left_alone(load, monkeypatch):
+    monkeypatch.setattr(frozen_linear, "SHARE", 0.0)
+    assert not load(True).reordered
+
+
+@pytest.mark.parametrize(
+    ("amx", "dtype", "wanted"),
+    [(True, torch.bfloat16, True), (True, torch.float32, False), (False, torch.bfloat16, False)],
+)
+def test_it_is_for_bf16_on_a_processor_with_amx(monkeypatch, amx, dtype, wanted):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
+    assert frozen_linear.wants_reordered(dtype, torch.device("cpu")) == wanted
+    assert not frozen_linear.wants_reordered(dtype, torch.device("cuda"))
+
+
+def test_its_batches_have_few_widths(load, reordered):
+    settings = TrainSettings(epochs=1, batch_size=2)
+
+    def chosen(asked, backbone):
+        task = Task.new("one", backbone, METHODS["lora"](), Head(labels=("no", "yes")), seed=0)
+        return arranged(asked, task, backbone, settings)
+
+    assert chosen("auto", reordered) == "rounded"
+    assert chosen("like", reordered) == "like"
+    assert chosen("auto", load(False)) == "like"
