@@ -8,14 +8,15 @@ MRPC's training pairs over MiniLM, 16 rows a step, at most 128 tokens. Each meas
 memory is its own; the order of the jobs turns round at each round, so that a machine that warms up or gets busy favours none.
 Speed is real tokens a second over the timed steps: padding counts for nothing; loading, tokenising and warm-up are not timed.
 
-    ours:METHOD:DTYPE              default, or a dtype by name
+    ours:METHOD:SETTINGS           default; first-token: a head that reads the first token's state, as transformers' own and so the
+                                   peers' do (ours reads the mean); or a dtype by name
     peft:METHOD:SETTINGS           defaults: Trainer's own. best: bf16 autocast and rows of like length in a batch. by-length: the
     adapters:METHOD:SETTINGS       latter alone. quiet: best, and no dropout in the backbone either, as ours
     floor:DTYPE                    the products with the trunk's matrices alone, forward and backward
     pack:MEMBERS                   so many adapters at once; all their steps count
     reuse:WHERE                    all, top-half, top-third, head: where modules are; the second epoch over the same 640 rows
-    quality:...                    three epochs, accuracy of the last weights: quality:ours:METHOD (five seeds in one pack), or
-                                   quality:peft:METHOD:SETTINGS:SEED. `best` has a learning rate that suits the method, too
+    quality:...                    three epochs, accuracy of the last weights: quality:ours:METHOD[:first-token] (five seeds in one
+                                   pack), or quality:peft:METHOD:SETTINGS:SEED. `best` has a rate that suits the method, too
 """
 
 import argparse
@@ -27,6 +28,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 from benchmarks.speed_cpu_parts import Clock, busy_elsewhere, minilm
@@ -34,7 +36,7 @@ from benchmarks.speed_cpu_parts import Clock, busy_elsewhere, minilm
 OURS = ("adapter", "lora", "prefix", "prompt")
 PEERS = [*(("peft", m) for m in ("lora", "prefix", "prompt")), *(("adapters", m) for m in ("houlsby", "pfeiffer"))]
 SPEED = [
-    *(f"ours:{method}:default" for method in OURS),
+    *(f"ours:{method}:{settings}" for settings in ("default", "first-token") for method in OURS),
     "ours:lora:float32",
     *(f"{who}:{method}:{settings}" for who, method in PEERS for settings in ("defaults", "best")),
     *(f"peft:lora:{settings}" for settings in ("quiet", "by-length")),
@@ -43,7 +45,7 @@ SPEED = [
     *(f"reuse:{where}" for where in ("all", "top-half", "top-third", "head")),
 ]
 QUALITY = [
-    *(f"quality:ours:{method}" for method in OURS),
+    *(f"quality:ours:{method}{more}" for more in ("", ":first-token") for method in OURS),
     *(f"quality:{who}:{m}:{how}:{seed}" for how in ("best", "defaults") for seed in range(3) for who, m in PEERS),
 ]
 SEEDS = 5
@@ -63,7 +65,7 @@ def measure(job: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         if who == "ours":
             from benchmarks import speed_cpu_ours
 
-            return speed_cpu_ours.quality(what[0], SEEDS, args.data, args.device)
+            return speed_cpu_ours.quality(what[0], what[1:] == ["first-token"], SEEDS, args.data, args.device)
         from benchmarks import speed_cpu_peers
 
         return speed_cpu_peers.quality(who, what[0], what[1], int(what[2]), args.data, args.model, args.device)
@@ -76,7 +78,10 @@ def measure(job: str, args: argparse.Namespace) -> list[dict[str, Any]]:
     from benchmarks import speed_cpu_ours as product
 
     if kind == "ours":
-        product.speed(what[0], what[1].replace("default", "auto"), args.data, clock)
+        first = what[1] == "first-token"
+        product.speed(
+            what[0], "auto" if first or what[1] == "default" else what[1], args.data, clock, first_token=first
+        )
     elif kind == "floor":
         product.floor(what[0], clock)
     elif kind == "pack":
@@ -103,12 +108,34 @@ def place_of_peers(folder: Path) -> tuple[str, dict[str, str]]:
     return str(python), {}
 
 
+def places_of(args: argparse.Namespace) -> "Queue[list[int]]":
+    """The processors that each of the processes that run at a time has to itself: the last of those that are there."""
+    there, found = sorted(os.sched_getaffinity(0)), Queue()
+    size = args.cores or len(there)
+    if size * (args.parallel if args.cores else 1) > len(there):
+        raise SystemExit(f"{args.parallel} places of {size} processors are more than the {len(there)} that are there")
+    for place in range(args.parallel):
+        last = len(there) - (place * size if args.cores else 0)
+        found.put(there[last - size : last])
+    return found
+
+
 def run_child(job: str, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """One measurement in a fresh process; the line that says so is its result."""
+    """One measurement in a fresh process, on a place of its own; the line that says so is its result."""
+    place = args.places.get()
+    try:
+        return on_place(job, args, place)
+    finally:
+        args.places.put(place)
+
+
+def on_place(job: str, args: argparse.Namespace, place: list[int]) -> list[dict[str, Any]]:
+    """One measurement on these processors."""
     python, more = place_of_peers(args.peers) if "adapters:" in job else (sys.executable, {})
-    command = [python, "-m", "benchmarks.bench_speed_cpu", "--job", job, "--data", str(args.data)]
+    command = ["taskset", "-c", ",".join(map(str, place))] if args.cores else []
+    command += [python, "-m", "benchmarks.bench_speed_cpu", "--job", job, "--data", str(args.data)]
     command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--device", args.device, "--model", minilm()]
-    env = {k: v for k, v in os.environ.items() if args.parallel > 1 or k != "OMP_NUM_THREADS"}
+    env = {k: v for k, v in os.environ.items() if (args.parallel > 1 and not args.cores) or k != "OMP_NUM_THREADS"}
     env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | more
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=args.limit)
@@ -164,7 +191,8 @@ def main() -> None:
     )
     parser.add_argument("--limit", type=float, default=300.0, help="seconds after which a measurement is given up")
     parser.add_argument("--device", default="cpu", help="of quality jobs")
-    parser.add_argument("--parallel", type=int, default=1, help="processes at a time; for quality only")
+    parser.add_argument("--parallel", type=int, default=1, help="processes at a time; for speed, with --cores")
+    parser.add_argument("--cores", type=int, help="processors of each process, which no other has; default: all")
     parser.add_argument("--peers", type=Path, default=Path(".peers"), help="where adapters is, or is to be installed")
     parser.add_argument("--report", type=Path, nargs="+", help="write results/speed_cpu from these files")
     for hidden in ("--job", "--model"):
@@ -180,7 +208,7 @@ def main() -> None:
         return
     if not (args.data and args.out):
         parser.error("give --data and --out, or --report")
-    jobs = asked(args.jobs)
+    jobs, args.places = asked(args.jobs), places_of(args)
     for turn in range(args.rounds):
         again = [job for job in jobs if turn == 0 or not job.startswith("quality:")]
         with ThreadPoolExecutor(args.parallel) as pool:

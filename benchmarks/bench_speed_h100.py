@@ -16,7 +16,8 @@ pairs (mean 53, sd 12.7, 19 to 103 tokens). Tokens are real ones: padding and un
     adapters:SHAPE:METHOD:PATH       the adapters library likewise (needs transformers 4.57)
     where:SHAPE:METHOD:MEMBERS       what the milliseconds of such a step go into, by sorts of kernels (torch's profiler)
     kernel:NAME                      a kernel on the states of a pack of 8, microseconds, beside plain torch (segments: beside
-                                     torch's varlen_attn) and beside its floor: the bytes that it must move at a copy's speed
+                                     torch's varlen_attn) and beside its floor: the bytes that it must move at a copy's speed;
+                                     and those without gradients, as speed_h100_more_kernels says
 """
 
 import argparse
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import speed_h100_more_kernels as more_kernels
 from benchmarks.speed_h100_kernels import kernel
 from benchmarks.speed_h100_parts import ROWS, lengths, model, source, timed
 from benchmarks.speed_h100_peers import adapters, peft
@@ -54,7 +56,7 @@ JOBS = [
         for who, more in (("ours", "1:graph"), ("peft", "by-length"))
     ),
     *(f"where:bert-base:adapter:{members}" for members in (1, 8)),
-    *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck", "rotary")),
+    *(f"kernel:{name}" for name in ("segments", "norm", "bottleneck", "rotary", *more_kernels.NAMES)),
 ]
 PARTS = {
     "attention": ("segments_",),
@@ -221,6 +223,8 @@ def measure(job: str, seconds: float, profile: Path | None) -> dict[str, Any]:
         return ours(*what, seconds, profile)  # type: ignore[arg-type]
     if who == "where":
         return ours(*what, "where", seconds, None)  # type: ignore[arg-type]
+    if who == "kernel" and what[0] in more_kernels.NAMES:
+        return more_kernels.kernel(what[0])
     return {"floor": floor, "peft": peft, "adapters": adapters, "kernel": kernel}[who](*what, seconds)
 
 

@@ -84,20 +84,21 @@ def trained(
                     raise result.error
 
 
-def tasks_of(backbone: Backbone, method: Method, seeds: Sequence[int]) -> list[Task]:
-    """One for each seed."""
-    return [Task.new(f"mrpc-{seed}", backbone, method, Head(labels=("0", "1")), seed=seed) for seed in seeds]
+def tasks_of(backbone: Backbone, method: Method, seeds: Sequence[int], *, first_token: bool = False) -> list[Task]:
+    """One for each seed. first_token: their heads read the first token's state, not the mean."""
+    head = Head(labels=("0", "1"), pooling="cls" if first_token else "auto")
+    return [Task.new(f"mrpc-{seed}", backbone, method, head, seed=seed) for seed in seeds]
 
 
-def speed(method: str, dtype: str, data: Path, clock: Clock) -> None:
-    """One task with the defaults."""
-    pack(METHODS[method](), 1, dtype, data, clock)
+def speed(method: str, dtype: str, data: Path, clock: Clock, *, first_token: bool) -> None:
+    """One task with the defaults but for its head."""
+    pack(METHODS[method](), 1, dtype, data, clock, first_token=first_token)
 
 
-def pack(method: Method, members: int, dtype: str, data: Path, clock: Clock) -> None:
+def pack(method: Method, members: int, dtype: str, data: Path, clock: Clock, *, first_token: bool = False) -> None:
     """Members that differ by their seed; the clock counts the steps of all."""
     backbone = Backbone.load(MODEL, dtype=dtype, device="cpu")
-    tasks = tasks_of(backbone, method, range(members))
+    tasks = tasks_of(backbone, method, range(members), first_token=first_token)
     settings = [TrainSettings(max_steps=LONG, batch_size=ROWS, seed=i) for i in range(members)]
     trained(TaskBank(backbone, tasks), tasks, encoded(backbone, data, "train"), settings, clock)
 
@@ -128,11 +129,11 @@ def floor(dtype: str, clock: Clock) -> None:
         clock.step()
 
 
-def quality(method: str, seeds: int, data: Path, device: str) -> list[dict[str, Any]]:
+def quality(method: str, first_token: bool, seeds: int, data: Path, device: str) -> list[dict[str, Any]]:
     """The last weights of runs of three epochs with the defaults, on dev and test."""
     begun = time.perf_counter()
     backbone = Backbone.load(MODEL, device=device)
-    tasks = tasks_of(backbone, METHODS[method](), range(seeds))
+    tasks = tasks_of(backbone, METHODS[method](), range(seeds), first_token=first_token)
     bank = TaskBank(backbone, tasks)
     settings = [TrainSettings(epochs=EPOCHS, batch_size=ROWS, seed=seed) for seed in range(seeds)]
     trained(bank, tasks, encoded(backbone, data, "train"), settings)

@@ -113,10 +113,12 @@ def kernels(found: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for job, row in found.items():
         if job.startswith("kernel:"):
-            for way in ("forward", "backward"):
-                ours, plain, least = (row[f"{who}_{way}_us"] for who in ("ours", "plain", "floor"))
+            for way in ("", "_forward", "_backward"):
+                if f"ours{way}_us" not in row:
+                    continue
+                ours, plain, least = (row[f"{who}{way}_us"] for who in ("ours", "plain", "floor"))
                 rows.append(
-                    {"job": "kernels", "kernel": f"{job[7:]}, {way}", "us": ours, "plain torch, us": plain}
+                    {"job": "kernels", "kernel": job[7:] + way.replace("_", ", "), "us": ours, "plain torch, us": plain}
                     | {"floor, us": least}
                     | {"x plain": round(plain / ours, 2), "of the floor": round(least / ours, 2)}
                     | {"copy TB/s": row["copy_tb_per_second"], "measured at": row.get("commit")}
