@@ -41,6 +41,8 @@ class Clock:
             "ms_per_step": round(1e3 * self.seconds / (self.total - self.warmup), 1),
             "peak_mib": round(self.peak_mib),
             "others": round(self.others, 3),
+            "steps": self.total - self.warmup,
+            "warmup": self.warmup,
         }
 
 
