@@ -1,5 +1,6 @@
 """`intarsia serve` where it cannot start: status 2 and one line, before a backbone is loaded."""
 
+import gc
 import socket
 from importlib import util
 
@@ -83,6 +84,17 @@ def test_an_address_that_others_reach_without_keys_is_a_warning(tasks, tmp_path,
         caplog.clear()
         server.serve_folder(str(backbone), tasks, host=host, port=0, dtype="float32", device="cpu")
         assert ("anyone may ask" in caplog.text) is warned
+
+
+def test_full_collections_leave_the_libraries_and_the_model_alone(tasks, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(server, "run", lambda *_, **__: seen.append((gc.get_freeze_count(), len(gc.get_objects()))))
+    backbone, before = make_backbone(tmp_path / "bert"), len(gc.get_objects())
+    server.serve_folder(str(backbone), tasks, port=0, dtype="float32", device="cpu")
+    [(frozen, looked_at)] = seen
+    assert frozen > before / 2
+    assert looked_at < frozen / 4, "what a full collection still looks at"
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.parametrize(

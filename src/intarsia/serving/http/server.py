@@ -1,6 +1,7 @@
 """From a backbone and a folder to a running server; what is wrong with port, keys or folder is known before a backbone loads."""
 
 import contextlib
+import gc
 import ipaddress
 import logging
 import signal
@@ -50,19 +51,32 @@ def serve_folder(
         engine = Engine(
             Backbone.load(backbone, dtype=dtype, device=device, language_model=_wants_words(tasks)), capacity=capacity
         )
-        engine.start()
-        library = Library(tasks, engine)
-        count = library.start()
+        with _settled():
+            engine.start()
+            library = Library(tasks, engine)
+            count = library.start()
 
-        def ready() -> None:
-            number = f"{count} task{'' if count == 1 else 's'}"
-            how = f"{engine.backbone.device}, {str(engine.backbone.dtype).removeprefix('torch.')}"
-            print(f"{url(sock)} serves {number} on {backbone} ({how})", flush=True)
+            def ready() -> None:
+                number = f"{count} task{'' if count == 1 else 's'}"
+                how = f"{engine.backbone.device}, {str(engine.backbone.dtype).removeprefix('torch.')}"
+                print(f"{url(sock)} serves {number} on {backbone} ({how})", flush=True)
 
-        app = create_app(engine, allowed, library=library, log_texts=log_texts)
-        run(app, sock, grace=grace, ready=ready)
-        library.stop()
-        engine.drain(grace)
+            app = create_app(engine, allowed, library=library, log_texts=log_texts)
+            run(app, sock, grace=grace, ready=ready)
+            library.stop()
+            engine.drain(grace)
+
+
+@contextlib.contextmanager
+def _settled() -> Iterator[None]:
+    """What is there now is no garbage meanwhile. A full collection would look at the half million objects of the libraries and the
+    model again and again, and for a quarter of a second nobody would be answered. Tasks come later, and go again."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()  # else what nanobind made would be reported as leaked at the end
 
 
 def _wants_words(tasks: Path) -> bool:
