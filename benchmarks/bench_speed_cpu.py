@@ -194,7 +194,8 @@ def main() -> None:
     parser.add_argument("--parallel", type=int, default=1, help="processes at a time; for speed, with --cores")
     parser.add_argument("--cores", type=int, help="processors of each process, which no other has; default: all")
     parser.add_argument("--peers", type=Path, default=Path(".peers"), help="where adapters is, or is to be installed")
-    parser.add_argument("--report", type=Path, nargs="+", help="write results/speed_cpu from these files")
+    parser.add_argument("--report", type=Path, nargs="+", help="write results/NAME from these files")
+    parser.add_argument("--name", default="speed_cpu", help="of the page: speed_cpu, or speed_cpu_amx")
     for hidden in ("--job", "--model"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -204,7 +205,7 @@ def main() -> None:
     if args.report:
         from benchmarks.speed_cpu_report import report
 
-        report(args.report)
+        report(args.report, args.name)
         return
     if not (args.data and args.out):
         parser.error("give --data and --out, or --report")

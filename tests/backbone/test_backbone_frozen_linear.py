@@ -24,9 +24,9 @@ def load(tmp_path, monkeypatch):
     """on -> a backbone, with its products reordered or plain."""
     tiny.build("bert").save_pretrained(tmp_path)
 
-    def loaded(on):
+    def loaded(on, dtype="float32"):
         monkeypatch.setattr(module, "wants_reordered", lambda dtype, device: on)
-        return Backbone.load(str(tmp_path), dtype="float32", device="cpu")
+        return Backbone.load(str(tmp_path), dtype=dtype, device="cpu")
 
     return loaded
 
@@ -106,6 +106,16 @@ def test_the_model_is_transformers_own_in_all_else(load, reordered):
 def test_a_trunk_too_large_for_two_copies_is_left_alone(load, monkeypatch):
     monkeypatch.setattr(frozen_linear, "SHARE", 0.0)
     assert not load(True).reordered
+
+
+def test_quantised_layers_compute_as_they_did(load):
+    pytest.importorskip("torchao")
+    backbone = load(True, dtype="int8")
+    assert not backbone.reordered
+    loss, grads = step(backbone, "lora")
+    same, wanted = step(load(False, dtype="int8"), "lora")
+    assert torch.equal(loss, same)
+    assert all(torch.equal(grad, wanted[name]) for name, grad in grads.items())
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ SHARE = 0.1
 
 def wants_reordered(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether it pays: with AVX512-BF16 alone the products gain a twentieth, in fp32 none."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or not hasattr(torch.cpu, "get_capabilities"):
+    if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
@@ -50,8 +50,10 @@ class FrozenLinear:
 
 
 def reorder(base: nn.Module) -> list[FrozenLinear]:
-    """Every linear layer of a trunk, unless two more copies of its weights would be too much for this machine."""
-    layers = [module for module in base.modules() if type(module) is nn.Linear]
+    """Every linear layer of a trunk whose weights are plain numbers (not int8's), unless two more copies of them would be too much
+    for this machine."""
+    linear = [module for module in base.modules() if type(module) is nn.Linear]
+    layers = [module for module in linear if type(module.weight) is nn.Parameter]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
     if 2 * sum(layer.weight.nbytes for layer in layers) > SHARE * memory:
         return []
