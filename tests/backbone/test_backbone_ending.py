@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import transformers as tf
 
 import tiny
 from intarsia.backbone import Backbone
@@ -147,3 +148,14 @@ def test_with_gradient_checkpointing_the_layer_runs_whole():
     bank(padded("bert", "right"), tasks="serial").sum().backward()
     assert set(seen) == {9}
     assert any(p.grad is not None for p in task.parameters())
+
+
+def test_xlm_roberta_is_robertas_kin():
+    fields = {**tiny.CONFIGS["roberta"][1], "bos_token_id": 0, "eos_token_id": 2}
+    torch.manual_seed(0)
+    xlm = Backbone.wrap(tf.XLMRobertaModel(tf.XLMRobertaConfig(**fields)).double())
+    assert xlm.sites == exact("roberta").sites
+    batch, seen = tiny.inputs("roberta", rows=4, tokens=9), widths(xlm)
+    places = torch.tensor([[0], [8], [2], [1]])
+    torch.testing.assert_close(xlm.states_at(batch, places), at_places(xlm.features(batch), places), **CLOSE)
+    assert seen == [1, 9]

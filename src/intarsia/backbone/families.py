@@ -126,7 +126,7 @@ T5_GATED = Family(model_types=(), stacks=(_t5("encoder", True), _t5("decoder", T
 """T5 v1.1 and mT5 with a gated feed-forward: same model types, two entrances (config.is_gated_act)."""
 
 FAMILIES: tuple[Family, ...] = (
-    Family(model_types=("bert", "roberta", "electra"), stacks=(_BERT,), embeddings="embeddings"),
+    Family(model_types=("bert", "roberta", "xlm-roberta", "electra"), stacks=(_BERT,), embeddings="embeddings"),
     Family(
         model_types=("distilbert",),
         stacks=(
