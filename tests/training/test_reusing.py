@@ -1,19 +1,26 @@
 """Layers under a task's lowest module are computed once, and the run ends where it would have ended without."""
 
+import numpy as np
 import pytest
 import torch
 from test_packed import LABELS, MEAN, backbone_of, members_of, pack
 
+from intarsia.data import Encoded, EncodedSource
 from intarsia.heads import Head
-from intarsia.methods import BottleneckAdapter, HeadOnly, LoRA, TopLayers
+from intarsia.methods import BottleneckAdapter, HeadOnly, LoRA, PrefixTuning, TopLayers
 from intarsia.training import Entry, fit_pack
 from intarsia.training.reusing import Trunks, as_it_is
 
 ABOVE = BottleneckAdapter(width=3, leave_out=(0,))
+PREFIX = PrefixTuning(length=3, mid=None)
+
+
+def changed(entry, **fields):
+    return Entry(**{f: getattr(entry, f) for f in Entry.__slots__} | fields)
 
 
 def with_validation(entries):
-    return [Entry(**{f: getattr(e, f) for f in Entry.__slots__} | {"validation": e.train}) for e in entries]
+    return [changed(entry, validation=entry.train) for entry in entries]
 
 
 @pytest.mark.parametrize("method", [HeadOnly(), TopLayers(k=1), ABOVE], ids=lambda m: m.name)
@@ -30,10 +37,33 @@ def test_a_run_with_a_reused_trunk_ends_with_the_weights_and_scores_of_one_witho
     assert ends[0][1] == pytest.approx(ends[1][1], rel=1e-9)
 
 
+@pytest.mark.parametrize("method", [ABOVE, PREFIX], ids=lambda m: m.name)
+@pytest.mark.parametrize("kind", ["classification", "token-classification"])
+def test_rounded_batches_change_nothing_with_a_reused_trunk_and_without(method, kind, tmp_path):
+    rng = np.random.default_rng(0)
+    offsets = np.concatenate([[0], np.cumsum(rng.integers(17, 40, 15))]).astype(np.int64)
+    ids = rng.integers(3, 97, offsets[-1]).astype(np.int32)
+    words = np.arange(len(ids)) if kind == "token-classification" else None
+    rows = Encoded(kind, ids, offsets, None, words, rng.integers(0, 3, 15 if words is None else len(ids)), 0, 0)
+    head = Head(kind=kind, labels=LABELS, dropout=0.0)
+    ends, widths = [], []
+    for arrangement, gib in (("like", 0.0), ("rounded", 0.0), ("rounded", 1.0)):
+        bank, entries = pack(backbone_of("bert"), [method], [head], tmp_path / f"{arrangement}{gib}", reuse_gib=gib)
+        source = EncodedSource(rows, 4, pad_id=0, seed=3, arrangement=arrangement)
+        widths.append([source.load(key)[0]["input_ids"].shape[1] for key in source.plan()])
+        (entry,) = with_validation([changed(entries[0], train=source)])
+        result = fit_pack(bank, [entry])[entry.task.name]
+        ends.append((entry.task.tensors(), result.metrics))
+    assert widths[0] != widths[1], "no width was rounded"
+    for tensors, metrics in ends[1:]:
+        torch.testing.assert_close(tensors, ends[0][0], rtol=1e-8, atol=1e-10)
+        assert metrics == pytest.approx(ends[0][1], rel=1e-8)
+
+
 def test_the_layers_below_run_once_for_all_runs_and_epochs(tmp_path):
     backbone = backbone_of("bert")
     bank, entries = pack(backbone, [ABOVE, ABOVE], [MEAN] * 2, tmp_path, reuse_gib=1.0)
-    entries[1] = Entry(**{f: getattr(entries[1], f) for f in Entry.__slots__} | {"train": entries[0].train})
+    entries[1] = changed(entries[1], train=entries[0].train)
     rows = 0
 
     def count(_module, args, _out):
