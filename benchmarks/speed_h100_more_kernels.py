@@ -15,7 +15,6 @@ NAMES = (
     "rows' LoRA",
     "rows' norms",
     "rows' prefixes",
-    "gather",
 )
 
 
@@ -81,9 +80,6 @@ def contenders(name: str) -> tuple[Callable[[], Any], Callable[[], Any], int]:
 
         moved = 6 * value.nbytes + gradient.nbytes + low.nbytes
         return lambda: ops.adamw(value, low, first, second, gradient, rates), fused, moved
-    if name == "gather":
-        own = Tasks((2, WIDTH), (2,))
-        return lambda: ops.gathered(own.flats), lambda: torch.stack(own.flats), 2 * own.bytes
     if name == "rows' norms":
         own, frozen = Tasks((WIDTH,), (WIDTH,)), ops.Own(*(torch.randn(WIDTH, **bf16) for _ in range(2)), 1e-12, True)
 
@@ -131,7 +127,7 @@ def contenders(name: str) -> tuple[Callable[[], Any], Callable[[], Any], int]:
 
 def kernel(name: str) -> dict[str, Any]:
     """Microseconds of one of NAMES: 256 rows of 64 tokens of 768 in bf16, each with a task of its own (adapters of width 48, LoRA
-    of rank 8, prefixes of 20, heads of two labels); adamw: 8 tasks of 1.8 million parameters."""
+    of rank 8, prefixes of 20); adamw: 8 tasks of 1.8 million parameters."""
     import torch
     from triton.testing import do_bench, do_bench_cudagraph
 
@@ -139,8 +135,6 @@ def kernel(name: str) -> dict[str, Any]:
     speed = 2 * copied.numel() / do_bench(lambda: copied.clone()) / 1e-3
     with torch.no_grad():
         ours, plain, moved = contenders(name)
-        # A gather brings its addresses from the host, which no graph can hold.
-        bench = do_bench if name == "gather" else do_bench_cudagraph
-        times = {"ours_us": bench(ours), "plain_us": bench(plain)}
+        times = {"ours_us": do_bench_cudagraph(ours), "plain_us": do_bench_cudagraph(plain)}
     found = {who: round(time * 1e3, 1) for who, time in times.items()}
     return {"copy_tb_per_second": round(speed / 1e12, 2), **found, "floor_us": round(moved / speed * 1e6, 1)}

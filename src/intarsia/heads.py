@@ -244,7 +244,7 @@ def _together(modules: Sequence[Reader]) -> tuple[Tensor, Tensor]:
     """W and c of heads of one shape: (N, C, D) and (N, C)."""
     first, frozen = modules[0], [module for module in modules if isinstance(module, FrozenHead)]
     if isinstance(first, FrozenHead) and len(frozen) == len(modules):
-        flats = ops.gathered([module.flat for module in frozen])
+        flats = torch.stack([module.flat for module in frozen])
         return _matrix(first, flats), _vector(first, flats)
     return torch.cat([module.weight for module in modules]), torch.cat([module.bias for module in modules])
 

@@ -19,7 +19,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.methods import Delta
 from intarsia.mixing import mix_norms, mix_prefixes, mix_projections, mix_prompts
-from intarsia.ops import Before, Own, Pieces, by_row, gathered
+from intarsia.ops import Before, Own, Pieces, by_row
 from intarsia.sites import Role
 from intarsia.storage import Live, Stored
 from intarsia.task import Task
@@ -77,8 +77,7 @@ class StoredRun:
         if not self.stacked:
             near, apart = zip(*map(self.form.parts, self.tasks), strict=True)
             return self.form.near_pieces(torch.stack(by_row(near, self.counts))), apart
-        flats = by_row(self.tasks, self.counts)
-        return self.form.pieces(gathered(flats)), ()
+        return self.form.pieces(torch.stack(by_row(self.tasks, self.counts))), ()
 
     def delta(self, key: str) -> Delta | None:
         """One delta for all of the tasks."""

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.ops import ACTIVATIONS, offsets_from, reference
+from intarsia.ops import ACTIVATIONS, reference
 from intarsia.ops.segments import _reference
 from ops.on_device import DEVICE, both, poison  # noqa: F401 - a fixture for all tests here
 
@@ -14,7 +14,6 @@ from intarsia.ops.kernels.adamw import update
 from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KINDS
 from intarsia.ops.kernels.bottleneck import bottleneck
 from intarsia.ops.kernels.bottleneck import launch as launch_bottleneck
-from intarsia.ops.kernels.gather import gather
 from intarsia.ops.kernels.norms import launch as launch_norm_change
 from intarsia.ops.kernels.norms import norm_change
 from intarsia.ops.kernels.segments import short_segments
@@ -176,15 +175,6 @@ def test_the_bottleneck_is_written_over_its_input(tasks, rows, width, narrow, dt
     expected = wide[0] + reference.bottleneck(*wide, ACTIVATIONS["gelu_new"])
     launch_bottleneck(y, down, down_bias, up, up_bias, KINDS["gelu_new"], out=y)
     close(y, expected, tol)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("size", [5, 3000, 4096])
-def test_flat_tensors_are_gathered_in_order(size, dtype):
-    apart = [numbers(size, dtype=dtype, seed=n).detach() for n in range(4)]
-    flats = [apart[n] for n in (2, 0, 0, 3)]
-    offsets = torch.tensor(offsets_from(flats[0], flats), device=DEVICE)
-    assert torch.equal(gather(flats[0], offsets), torch.stack(flats))
 
 
 @both

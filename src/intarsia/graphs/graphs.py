@@ -20,7 +20,7 @@ from intarsia.backbone.packed import Slots
 from intarsia.errors import UnsupportedError
 from intarsia.graphs.layout import Packed, pack, pack_rows
 from intarsia.graphs.one import Key, OnePass, Under, Written
-from intarsia.ops import ALIGN, NOBODY, fused, gathered, offsets_from
+from intarsia.ops import ALIGN, NOBODY, fused, offsets_from
 from intarsia.routing import Resident
 from intarsia.sites import Role
 from intarsia.staged import to_device
@@ -258,7 +258,7 @@ def _prompts(rows: Sequence[Resident | None]) -> tuple[np.ndarray, list[str]]:
 def _vectors(form: Form, flats: Sequence[Tensor]) -> Tensor:
     """(n, P, E): the prompts of n tasks."""
     key = next(key for key, shell in form.shells.items() if shell is form.prompt)
-    delta = form.delta(key, form.pieces(gathered(flats)))
+    delta = form.delta(key, form.pieces(torch.stack(list(flats))))
     assert delta is not None
     return delta()
 

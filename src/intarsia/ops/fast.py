@@ -4,14 +4,11 @@ The names that end in _ write their result into y, as torch's do; they are for w
 past torch's dispatcher, which takes longer than the launch.
 """
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from intarsia.ops import reference
 from intarsia.ops.activations import ACTIVATIONS
-from intarsia.ops.addressed import offsets_from
 from intarsia.ops.choice import fused
 from intarsia.ops.pieces import Pieces
 from intarsia.ops.reference import Own, Weight
@@ -59,17 +56,6 @@ def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
 
         return kernel(q, k, cos, sin)
     return reference.rotated(q, k, cos, sin)
-
-
-def gathered(flats: Sequence[Tensor]) -> Tensor:
-    """(N, size): N flat tensors of one size, one below the other."""
-    if not fused(flats[0]):
-        return torch.stack(list(flats))
-    from intarsia.ops.kernels.gather import gather
-
-    # Not by torch.tensor(device=...), which waits for all that the GPU was given before.
-    offsets = torch.tensor(offsets_from(flats[0], flats)).to(flats[0].device, non_blocking=True)
-    return gather(flats[0], offsets)
 
 
 def fused_activation(non_linearity: str, narrow: int) -> int | None:
