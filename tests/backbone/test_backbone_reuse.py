@@ -69,6 +69,8 @@ def test_with_stored_states_a_model_gives_what_it_gave(family):
     backbone = exact(family)
     # DistilBERT and ViT count positions from the first column; Gemma 2 itself gives nan in float64 at left padding.
     sides = (False,) if family in ("distilbert", "vit", "gemma2") else (False, True)
+    # transformers' RMSNorms are fp32 whatever the rest is: where a product's last digit differs, they may round the other way.
+    atol = 1e-5 if any(site.parameter == "rms" for site in backbone.sites) else 1e-12
     for below in (1, len(layers_of(backbone))):
         trunk = ReusedTrunk(backbone, below=below, limit=ROOM)
         for left in sides:
@@ -76,7 +78,7 @@ def test_with_stored_states_a_model_gives_what_it_gave(family):
             with torch.no_grad():
                 want = real(backbone.features(batch), batch)
                 got = real(backbone.features(trunk.with_states(batch)), batch)
-            torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+            torch.testing.assert_close(got, want, rtol=0, atol=atol)
         # Left or right, a row is the same row.
         assert len(trunk) == 4
 
