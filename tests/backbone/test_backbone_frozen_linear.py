@@ -85,6 +85,9 @@ def test_a_weight_that_changes_in_place_or_makes_way_is_seen(reordered):
         linear.weight.mul_(2)
     torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
     assert not torch.allclose(linear(x), before)
+    for _ in range(4):  # what a cast to and fro does: other numbers, perhaps where older ones were
+        linear.weight.data = linear.weight.data + 1
+        torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
     linear.weight = torch.nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
     torch.testing.assert_close(linear(x), linear.bias.expand(2, -1))
 

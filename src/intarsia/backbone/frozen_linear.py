@@ -22,14 +22,15 @@ def wants_reordered(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class FrozenLinear:
-    """One layer's forward. The module stays, with its class, weight, hooks and state_dict; where its weight is not the one that
-    was frozen (a task's stand-in, a cast, a change in place), it computes as before."""
+    """One layer's forward. The module stays, with its class, weight, hooks and state_dict. Where its weight is not the one that
+    was frozen (a task's stand-in, a cast), it computes as before; where its numbers are others, the layouts are made anew."""
 
     def __init__(self, module: nn.Linear) -> None:
         self.module, self.frozen = module, module.weight
         self._kind = module.weight.dtype, module.weight.device
         self._layouts: Reordered | None = None
-        self._made_of: tuple[object, ...] | None = None
+        self._made_of: tuple[Tensor, int] | None = None
+        """The numbers, kept so that no others can have their place in memory, and how often they had been changed."""
         module.__dict__["forward"] = self  # past nn.Module's own __setattr__
 
     def __call__(self, input: Tensor) -> Tensor:
@@ -43,9 +44,9 @@ class FrozenLinear:
         return reordered_linear(input, self._of(weight), bias)
 
     def _of(self, weight: Tensor) -> Reordered:
-        now = weight.data_ptr(), weight._version
-        if self._layouts is None or self._made_of != now:
-            self._layouts, self._made_of = reordered(weight), now
+        of = self._made_of
+        if self._layouts is None or of is None or of[0].data_ptr() != weight.data_ptr() or of[1] != weight._version:
+            self._layouts, self._made_of = reordered(weight), (weight.detach(), weight._version)
         return self._layouts
 
 
