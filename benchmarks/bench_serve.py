@@ -48,7 +48,7 @@ NOTES = {
         "Turns of 1.2 s, and uvicorn with httptools; since then the server reads HTTP with h11 wherever it runs. One client waits "
         "0.8 to 0.9 ms longer by HTTP; from 16 clients on the server's Python answers 700 to 950 requests a second, and who asks "
         "without a pause queues for it: the goal of 3 ms is missed there. Their p95 is, as a server "
-        "whose pass was made of Python showed on a CPU, full collections of Python's garbage, a quarter of a second each; since "
+        "whose pass was made of Python showed on a CPU, full collections of Python's garbage, which stop all answers; since "
         "4a21173 these leave the libraries and the model alone (not measured on a GPU again).",
     )
 }

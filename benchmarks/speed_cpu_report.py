@@ -53,8 +53,8 @@ times the defaults, and 1.9 and 2.6 times the best settings; 3.4 to 4.1 and 1.8 
 
 What came for AMX: frozen products take oneDNN's own layout of the weights, which a plain product in bf16 makes again at each call,
 and write the bias with the result (`ops/reordered.py`). A shape that has not been met costs more with it, so batches there are
-padded to one of eight widths between two powers of two (3 % more columns). Memory: two more copies of the linear layers' weights,
-42 MB here; a trunk for which they were over a tenth of the machine's memory has none. `floor` has plain products.
+padded to one of eight widths between two powers of two (at most an eighth more). Memory: two more copies of the linear layers'
+weights, 42 MB here; a trunk for which they were over a tenth of the machine's memory has none. `floor` has plain products.
 
 With first-token heads adapters and LoRA are as good as with means; prefixes answer the same for all, which is what three epochs of
 peft's prefixes at their defaults do, too, so choose means for these.

@@ -127,7 +127,7 @@ def rows_of(flat: np.ndarray, offsets: np.ndarray, indices: np.ndarray) -> list[
 def pad(rows: Sequence[np.ndarray], fill: int, side: Side = "right", *, rounded: bool = False) -> tuple[Tensor, Tensor]:
     """Rows side by side, (B, T) int64, and their mask, (B, T) int64: 1 where the row is, 0 where `fill` stands.
 
-    rounded: T is one of eight widths between two powers of two, so that a few shapes serve all; 3 % more columns.
+    rounded: T is one of eight widths between two powers of two, so that a few shapes serve all; at most an eighth more.
     """
     import torch
 

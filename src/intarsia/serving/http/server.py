@@ -70,7 +70,7 @@ def serve_folder(
 @contextlib.contextmanager
 def _settled() -> Iterator[None]:
     """What is there now is no garbage meanwhile. A full collection would look at the half million objects of the libraries and the
-    model again and again, and for a quarter of a second nobody would be answered. Tasks come later, and go again."""
+    model again and again, and meanwhile nobody would be answered. Tasks come later, and go again."""
     gc.collect()
     gc.freeze()
     try:
