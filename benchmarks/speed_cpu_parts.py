@@ -10,6 +10,8 @@ from pathlib import Path
 
 ROWS = 16
 MAX_LENGTH = 128
+SPELL = 20
+"""Steps of a spell: a machine's neighbours come and go, and the fastest spell is what they disturbed least."""
 EPOCHS = 3
 """Of the runs whose quality is told."""
 
@@ -20,11 +22,15 @@ class Clock:
     def __init__(self, warmup: int, steps: int) -> None:
         self.warmup, self.total = warmup, warmup + steps
         self.batches: list[int] = []
+        self.ends: list[float] = []
+        """When the last warm-up step and each timed one ended."""
         self.done = 0
         self.began = self.seconds = self.peak_mib = self.others = 0.0
 
     def step(self) -> None:
         self.done += 1
+        if self.warmup <= self.done <= self.total:
+            self.ends.append(time.perf_counter())
         if self.done == self.warmup:
             self.began, self.others = time.perf_counter(), busy_elsewhere()
         if self.done == self.total:
@@ -35,9 +41,15 @@ class Clock:
 
     def result(self) -> dict[str, float]:
         # A loader may have fetched a batch ahead; batches are used in the order in which they are made.
-        tokens = sum(self.batches[self.warmup : self.total])
+        each = self.batches[self.warmup : self.total]
+        tokens, size = sum(each), min(SPELL, len(each))
+        spells = [
+            sum(each[at : at + size]) / (self.ends[at + size] - self.ends[at]) for at in range(len(each) - size + 1)
+        ]
         return {
             "tokens_per_second": round(tokens / self.seconds, 1),
+            "slowest_spell": round(min(spells), 1),
+            "fastest_spell": round(max(spells), 1),
             "ms_per_step": round(1e3 * self.seconds / (self.total - self.warmup), 1),
             "peak_mib": round(self.peak_mib),
             "others": round(self.others, 3),

@@ -85,10 +85,12 @@ def read(paths: Sequence[Path]) -> tuple[dict[str, list[dict[str, Any]]], list[d
 def speed_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Of one job's measurements."""
     each = [row["tokens_per_second"] for row in rows]
+    spells = [row["fastest_spell"] for row in rows if "fastest_spell" in row]  # runs of before have not told them
     return {
         "tokens/s": round(statistics.median(each)),
         "slowest": round(min(each)),
         "fastest": round(max(each)),
+        "fastest 20 steps": round(max(spells)) if spells else None,
         "ms a step": round(statistics.median(row["ms_per_step"] for row in rows), 1),
         "peak MiB": round(statistics.median(row["peak_mib"] for row in rows)),
         "others": max(row["others"] for row in rows),
@@ -108,15 +110,15 @@ def quality_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def contenders(jobs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """Ours and the peers, one task each."""
 
-    def fastest(wanted: bool) -> float | None:
+    def fastest(wanted: bool, column: str) -> float | None:
         each = [
-            speed_of(rows)["tokens/s"]
+            speed_of(rows)[column]
             for job, rows in jobs.items()
             if job.split(":")[0] in ("peft", "adapters") and job.endswith(":defaults") == wanted
         ]
-        return max(each, default=None)
+        return max((speed for speed in each if speed), default=None)
 
-    defaults, best, found = fastest(True), fastest(False), []
+    found = []
     floor = speed_of(jobs["floor:bfloat16"])["tokens/s"] if "floor:bfloat16" in jobs else None
     for job in [job for job in jobs if job.split(":")[0] in ("ours", "peft", "adapters")]:
         who, method, settings = job.split(":")
@@ -128,7 +130,12 @@ def contenders(jobs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
             or name.startswith(f"quality:{who}:{method}:{settings}:")
             for row in rows
         ]
-        ratios = {"x defaults": defaults, "x best": best, "of the floor": floor}
+        ratios = {"x defaults": fastest(True, "tokens/s"), "x best": fastest(False, "tokens/s"), "of the floor": floor}
+        least = speed["fastest 20 steps"]
+        undisturbed = {
+            f"{key}, 20 steps": fastest(wanted, "fastest 20 steps")
+            for key, wanted in (("x defaults", True), ("x best", False))
+        }
         found.append(
             {
                 "job": "one task",
@@ -137,6 +144,7 @@ def contenders(jobs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
                 "settings": settings,
                 **speed,
                 **{key: round(speed["tokens/s"] / of, 2) if ours and of else None for key, of in ratios.items()},
+                **{key: round(least / of, 2) if ours and of and least else None for key, of in undisturbed.items()},
                 **quality_of(scores if not ours or settings in ("default", "first-token") else []),
             }
         )

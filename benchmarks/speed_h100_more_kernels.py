@@ -118,7 +118,7 @@ def contenders(name: str) -> tuple[Callable[[], Any], Callable[[], Any], int]:
 
     def product() -> Any:
         if lora:
-            return y + reference.low_rank(x, *own.stacked)
+            return reference.add_low_rank(y, x, *own.stacked)
         return y + reference.bottleneck(x, *own.stacked, ops.ACTIVATIONS["gelu_new"])
 
     moved = (3 if lora else 2) * states + own.bytes

@@ -1,4 +1,5 @@
-"""A trunk whose products are oneDNN's own trains as any other: forced in fp32 here, since few machines that test have AMX."""
+"""A trunk whose frozen layers share products, or have them in oneDNN's own layout (forced in fp32 here, since few machines that
+test have AMX), computes as any other."""
 
 import copy
 
@@ -67,18 +68,20 @@ def test_losses_and_gradients_are_the_plain_trunks(load, reordered, method):
 
 def test_it_is_used_with_gradients_and_not_without(reordered, monkeypatch):
     calls = []
-    real = frozen_linear.reordered_linear
-    monkeypatch.setattr(frozen_linear, "reordered_linear", lambda *a: calls.append(1) or real(*a))
+    real = frozen_linear.frozen_linear
+    monkeypatch.setattr(frozen_linear, "frozen_linear", lambda *a, **more: calls.append(1) or real(*a, **more))
     ids = torch.tensor([[5, 6, 7]])
     with torch.no_grad():
         without = reordered.features({"input_ids": ids})
     assert not calls
     torch.testing.assert_close(reordered.features({"input_ids": ids}), without)
-    assert len(calls) == len(reordered.reordered) == 6 * 2 + 1  # six of each layer, and the pooler's
+    assert (
+        len(calls) == len(reordered.reordered) == 4 * 2 + 1
+    )  # four of each layer (q, k and v are one), and the pooler's
 
 
 def test_a_weight_that_changes_in_place_or_makes_way_is_seen(reordered):
-    linear = reordered.reordered[0].module
+    linear = next(layers.modules[0] for layers in reordered.reordered if len(layers.modules) == 1)
     x = torch.randn(2, linear.in_features)
     before = linear(x)
     with torch.no_grad():
@@ -141,3 +144,71 @@ def test_its_batches_have_few_widths(load, reordered):
     assert chosen("auto", reordered) == "rounded"
     assert chosen("like", reordered) == "like"
     assert chosen("auto", load(False)) == "like"
+
+
+@pytest.mark.parametrize(
+    ("kind", "groups"),
+    [("bert", [[32] * 3] * 2), ("llama", [[32, 16, 16]] * 2), ("gpt2", []), ("t5", [[24] * 3] * 4)],
+)
+def test_queries_keys_and_values_of_self_attention_are_one_group(kind, groups):
+    backbone = wrapped(kind)
+    assert [[module.out_features for module in layers.modules] for layers in backbone.joined] == groups
+
+
+def wrapped(kind):
+    return Backbone.wrap(tiny.build(kind))
+
+
+def in_packed(backbone):
+    """The first layer's projections with their joined forwards, and states."""
+    (q, _), (k, _), (v, _) = backbone.joined[0].calls
+    for layer, call in backbone.joined[0].calls:
+        layer.__dict__["forward"] = call
+    return q, k, v, torch.randn(2, 3, q.in_features, dtype=q.weight.dtype, requires_grad=True)
+
+
+def test_the_first_that_is_called_has_the_others_outputs(monkeypatch):
+    q, k, v, x = in_packed(wrapped("bert"))
+    calls = []
+    real = frozen_linear.frozen_linear
+    monkeypatch.setattr(frozen_linear, "frozen_linear", lambda *a: calls.append(1) or real(*a))
+    for layer in (q, k, v):
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert len(calls) == 1
+    other = torch.randn_like(x)
+    q(x)
+    torch.testing.assert_close(k(other), F.linear(other, k.weight, k.bias))  # what waited was of other states
+    torch.testing.assert_close(q(other), F.linear(other, q.weight, q.bias))
+    assert len(calls) == 3  # the queries of these states were there
+
+
+def test_the_weights_share_memory_and_are_saved_and_changed_as_ever(tmp_path):
+    backbone = wrapped("bert")
+    before = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
+    q, k, v, x = in_packed(backbone)
+    q(x)
+    assert q.weight.untyped_storage().data_ptr() == v.weight.untyped_storage().data_ptr()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.model.state_dict().items())
+    with torch.no_grad():
+        k.weight.mul_(2)
+        k.bias.add_(1)
+        v.weight.data = v.weight.data + 1
+    for layer in (q, k, v):
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    backbone.model.save_pretrained(tmp_path)
+    again = type(backbone.model).from_pretrained(tmp_path).state_dict()
+    assert all(torch.equal(tensor, again[name]) for name, tensor in backbone.model.state_dict().items())
+
+
+def test_a_stand_in_is_used_and_left_as_it_is():
+    q, k, v, x = in_packed(wrapped("bert"))
+    frozen, stand_in = k.weight, torch.nn.Parameter(torch.ones_like(k.weight))
+    k.weight = stand_in
+    q(x)
+    torch.testing.assert_close(k(x), F.linear(x, stand_in, k.bias))
+    assert torch.equal(stand_in, torch.ones_like(stand_in))
+    k.weight = frozen
+    torch.testing.assert_close(k(x), F.linear(x, frozen, k.bias))
+    k.weight.requires_grad_(True)
+    assert torch.autograd.grad(k(x).sum(), k.weight)[0].abs().sum() > 0
+    torch.testing.assert_close(v(x), F.linear(x, v.weight, v.bias))

@@ -59,10 +59,11 @@ def test_bottleneck_equals_a_loop_over_rows(route, tokens, reads, writes, width,
 @traffic
 @sizes
 @dtypes
-def test_low_rank_equals_a_loop_over_rows(route, tokens, reads, writes, width, dtype, tol):
-    x, a, b = draw((len(route), tokens, reads), (TASKS, width, reads), (TASKS, writes, width), dtype=dtype)
-    loop = torch.stack([row @ a[n].T @ b[n].T for row, n in zip(x, route, strict=True)])
-    torch.testing.assert_close(ops.low_rank(x, a[route], b[route]), loop, rtol=tol, atol=tol)
+def test_add_low_rank_equals_a_loop_over_rows(route, tokens, reads, writes, width, dtype, tol):
+    shapes = (len(route), tokens, reads), (len(route), tokens, writes), (TASKS, width, reads), (TASKS, writes, width)
+    x, y, a, b = draw(*shapes, dtype=dtype)
+    loop = torch.stack([own + 2 * (row @ a[n].T @ b[n].T) for row, own, n in zip(x, y, route, strict=True)])
+    torch.testing.assert_close(ops.add_low_rank(y, x, a[route], b[route], 2.0), loop, rtol=tol, atol=tol)
 
 
 @traffic
@@ -94,7 +95,7 @@ def test_without_a_route_every_row_is_of_the_one_task_however_laid_out(shape):
     out = ops.bottleneck(x, *one, torch.tanh)
     torch.testing.assert_close(out, expected.view(*shape[:-1], 4), rtol=1e-12, atol=1e-12)
     assert torch.equal(ops.per_task(one[3], out), one[3][0])
-    torch.testing.assert_close(ops.low_rank(x, one[0], one[2]), x @ one[0][0].T @ one[2][0].T)
+    torch.testing.assert_close(ops.add_low_rank(out, x, one[0], one[2]), out + x @ one[0][0].T @ one[2][0].T)
 
 
 @pytest.mark.parametrize("each", [1, 2, 3])
@@ -120,7 +121,8 @@ def test_matrices_that_lie_apart_equal_matrices_in_one_tensor(counts, beams, gra
     x.requires_grad_(grad)
     out = ops.bottleneck(x, down, whole[1], up, whole[3], torch.tanh)
     torch.testing.assert_close(out, ops.bottleneck(x, *whole, torch.tanh), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(ops.low_rank(x, down, up), ops.low_rank(x, whole[0], whole[2]), rtol=1e-12, atol=1e-12)
+    added = (ops.add_low_rank(out, x, *pair, 0.5) for pair in ((down, up), (whole[0], whole[2])))
+    torch.testing.assert_close(*added, rtol=1e-12, atol=1e-12)
     if grad:
         (one,) = torch.autograd.grad(out.square().sum(), x)
         (other,) = torch.autograd.grad(ops.bottleneck(x, *whole, torch.tanh).square().sum(), x)
@@ -172,9 +174,7 @@ def test_a_whole_norm_in_half_precision_keeps_differences_that_are_small_beside_
 def test_pieces_refuse_rows_that_do_not_divide_among_them():
     x, *weights = bottleneck_arguments(5, 2, 6, 4, 3)
     with pytest.raises(RuntimeError, match="4 rows"):
-        ops.low_rank(
-            x, ops.Pieces([weights[0][n].flatten() for n in range(2)], weights[0].shape[1:], [3, 1]), weights[2][:1]
-        )
+        ops.linear(x, ops.Pieces([weights[0][n].flatten() for n in range(2)], weights[0].shape[1:], [3, 1]), None)
 
 
 def test_rows_that_do_not_come_in_equal_runs_are_refused():
@@ -191,7 +191,9 @@ def test_gradients_of_every_operation_are_right(route):
     assert torch.autograd.gradcheck(
         lambda t, *w: ops.bottleneck(t, *(one[index] for one in w), torch.tanh), (x, *weights)
     )
-    assert torch.autograd.gradcheck(lambda t, a, b: ops.low_rank(t, a[index], b[index]), (x, weights[0], weights[2]))
+    assert torch.autograd.gradcheck(
+        lambda t, a, b: ops.add_low_rank(t[..., :3], t, a[index], b[index], 0.5), (x, weights[0], weights[2])
+    )
     like = x[..., :3].detach()
     assert torch.autograd.gradcheck(lambda v: like * ops.per_task(v[index], like), (weights[3],))
     for centre in (True, False):
@@ -209,7 +211,7 @@ def test_fp32_weights_are_used_in_the_states_number_type_and_get_fp32_gradients(
 
     def all_of_them(x):
         own = [w[index] for w in weights]
-        out = ops.bottleneck(x, *own, F.gelu) + ops.low_rank(x, own[0], own[2])
+        out = ops.add_low_rank(ops.bottleneck(x, *own, F.gelu), x, own[0], own[2])
         return out * ops.per_task(own[3], out)
 
     out = all_of_them(low)

@@ -19,7 +19,7 @@ from intarsia.backbone.ending import Ending, at_places
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
-from intarsia.backbone.frozen_linear import FrozenLinear, reorder, wants_reordered
+from intarsia.backbone.frozen_linear import FrozenLinear, joined, reorder, wants_reordered
 from intarsia.backbone.inspection import inspect_family
 from intarsia.backbone.loading import (
     QUANTISED,
@@ -93,7 +93,7 @@ class Backbone:
         if wants_products(kind, where) and model.config._attn_implementation == "sdpa":
             backbone.attention.enter()
         if wants_reordered(kind, where):
-            backbone.reordered = reorder(backbone.base)
+            backbone.reordered = reorder(backbone.base, backbone.sites)
         return backbone
 
     @classmethod
@@ -110,6 +110,11 @@ class Backbone:
     def plain(self) -> Plain:
         """Norms and activations that torch has kernels for; found by trying, in the dtype that the model has then."""
         return find_plain(self)
+
+    @cached_property
+    def joined(self) -> list[FrozenLinear]:
+        """Queries, keys and values that packed rows have in one product each; from the first use on their weights share memory."""
+        return joined(self.base, self.sites)
 
     @cached_property
     def ending(self) -> Ending | None:

@@ -1,17 +1,24 @@
-"""What takes the place of nn.Linear's forward while a frozen trunk is trained through on a CPU with AMX."""
+"""What takes the place of nn.Linear's forward in a frozen trunk: the layers that read the same states in one product (`joined`, for
+packed rows), and on a CPU with AMX all of them in oneDNN's own layout, while the trunk is trained through (`reorder`)."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.ops import Reordered, reordered, reordered_linear
+from intarsia.ops import Reordered, frozen_linear, reordered
+from intarsia.sites import Role, Site
 
 SHARE = 0.1
 """Of the machine's memory, that the reordered weights of a backbone may take: twice the bytes of its linear layers."""
+
+Call = tuple[nn.Module, Callable[[Tensor], Tensor]]
+"""A module, and what computes its output."""
 
 
 def wants_reordered(dtype: torch.dtype, device: torch.device) -> bool:
@@ -22,40 +29,123 @@ def wants_reordered(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class FrozenLinear:
-    """One layer's forward. The module stays, with its class, weight, hooks and state_dict. Where its weight is not the one that
-    was frozen (a task's stand-in, a cast), it computes as before; where its numbers are others, the layouts are made anew."""
+    """Layers that read the same states. The first of them that is called with some has the others' outputs, too, which wait for
+    their calls with these states.
 
-    def __init__(self, module: nn.Linear) -> None:
-        self.module, self.frozen = module, module.weight
-        self._kind = module.weight.dtype, module.weight.device
-        self._layouts: Reordered | None = None
-        self._made_of: tuple[Tensor, int] | None = None
+    The modules stay, with their classes, weights, hooks and state_dicts. One whose weight or bias is not the one that was frozen
+    (a task's stand-in, a cast, somebody's training) computes as before; where the numbers are others, they are read anew.
+    """
+
+    def __init__(self, modules: Sequence[nn.Linear], *, reorders: bool) -> None:
+        """reorders: the products take oneDNN's layout. Otherwise the weights become rows of one matrix, and share its memory."""
+        self.modules, self.reorders = list(modules), reorders
+        self.calls: list[Call] = [(module, _Call(self, index)) for index, module in enumerate(modules)]
+        self._weights = [module.weight for module in modules]
+        self._biases = [module.bias for module in modules]
+        self._kind = self._weights[0].dtype, self._weights[0].device
+        self._sizes = [module.out_features for module in modules]
+        self._whole: Tensor | Reordered | None = None
+        self._bias: Tensor | None = None
+        self._made_of: list[tuple[Tensor, int]] = []
         """The numbers, kept so that no others can have their place in memory, and how often they had been changed."""
-        module.__dict__["forward"] = self  # past nn.Module's own __setattr__
+        self._input: Tensor | None = None
+        self._waiting: dict[int, Tensor] = {}
+
+    def output(self, index: int, x: Tensor) -> Tensor:
+        """Of one of the modules.   x: (..., N)"""
+        weight, bias = self.modules[index].weight, self.modules[index].bias
+        other = weight is not self._weights[index] or bias is not self._biases[index] or x.dtype != weight.dtype
+        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
+        # Without gradients shapes seldom come back, and the first product of each shape is slower in oneDNN's layout.
+        slower = self.reorders and not torch.is_grad_enabled()
+        if other or trained or slower or (weight.dtype, weight.device) != self._kind or torch.compiler.is_compiling():
+            return F.linear(x, weight, bias)
+        if x is not self._input or index not in self._waiting:
+            # What waits is let go first: it was of other states.
+            self._waiting, self._input = {}, x
+            self._waiting = dict(enumerate(self._outputs(x)))
+        found = self._waiting.pop(index)
+        if not self._waiting:
+            self._input = None
+        return found
+
+    def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
+        if not self._made_of or any(
+            tensor.data_ptr() != numbers.data_ptr() or tensor._version != version
+            for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
+        ):
+            self._read()
+        assert self._whole is not None
+        return frozen_linear(x, self._whole, self._bias, self._sizes)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self._weights, *(bias for bias in self._biases if bias is not None)]
+
+    def _read(self) -> None:
+        with torch.no_grad():
+            whole = _one(self._weights)
+            self._whole = reordered(whole) if self.reorders else whole
+            if not self.reorders:
+                for weight, rows in zip(self._weights, whole.split(self._sizes), strict=True):
+                    weight.data = rows
+            self._bias = None if self._biases[0] is None else _one(self._biases)
+            self._made_of = [(tensor.detach(), tensor._version) for tensor in self._tensors()]
+
+
+def _one(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.cat(list(tensors)) if len(tensors) > 1 else tensors[0].detach()
+
+
+class _Call:
+    """A module's forward."""
+
+    def __init__(self, layers: FrozenLinear, index: int) -> None:
+        self.layers, self.index = layers, index
 
     def __call__(self, input: Tensor) -> Tensor:
         """y"""
-        weight, bias = self.module.weight, self.module.bias
-        other = weight is not self.frozen or (weight.dtype, weight.device) != self._kind or input.dtype != weight.dtype
-        trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        # Without gradients shapes seldom come back, and the first product of each shape is slower with these layouts.
-        if other or trained or not torch.is_grad_enabled():
-            return F.linear(input, weight, bias)
-        return reordered_linear(input, self._of(weight), bias)
-
-    def _of(self, weight: Tensor) -> Reordered:
-        of = self._made_of
-        if self._layouts is None or of is None or of[0].data_ptr() != weight.data_ptr() or of[1] != weight._version:
-            self._layouts, self._made_of = reordered(weight), (weight.detach(), weight._version)
-        return self._layouts
+        return self.layers.output(self.index, input)
 
 
-def reorder(base: nn.Module) -> list[FrozenLinear]:
-    """Every linear layer of a trunk whose weights are plain numbers (not int8's), unless two more copies of them would be too much
-    for this machine."""
-    linear = [module for module in base.modules() if type(module) is nn.Linear]
-    layers = [module for module in linear if type(module.weight) is nn.Parameter]
+def joined(base: nn.Module, sites: Sequence[Site]) -> list[FrozenLinear]:
+    """Queries, keys and values of each self-attention that has a projection for each."""
+    return [FrozenLinear(modules, reorders=False) for modules in _together(base, sites)]
+
+
+def reorder(base: nn.Module, sites: Sequence[Site]) -> list[FrozenLinear]:
+    """Every linear layer of a trunk whose weights are plain numbers (not int8's), from now on; none where two more copies of them
+    would be too much for this machine."""
+    plain = [module for module in base.modules() if _is_plain(module)]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    if 2 * sum(layer.weight.nbytes for layer in layers) > SHARE * memory:
+    if 2 * sum(layer.weight.nbytes for layer in plain) > SHARE * memory:
         return []
-    return [FrozenLinear(layer) for layer in layers]
+    groups = _together(base, sites)
+    grouped = {module for modules in groups for module in modules}
+    groups += [[module] for module in plain if module not in grouped]
+    found = [FrozenLinear(modules, reorders=True) for modules in groups]
+    for module, call in (pair for layers in found for pair in layers.calls):
+        module.__dict__["forward"] = call  # past nn.Module's own __setattr__
+    return found
+
+
+def _is_plain(module: nn.Module) -> TypeGuard[nn.Linear]:
+    return type(module) is nn.Linear and type(module.weight) is nn.Parameter
+
+
+def _together(base: nn.Module, sites: Sequence[Site]) -> list[list[nn.Linear]]:
+    groups: dict[tuple[str, int], list[nn.Linear]] = {}
+    for site in sites:
+        if site.role in (Role.Q, Role.K, Role.V) and site.part is None and not site.cross:
+            groups.setdefault((site.stack, site.layer), []).append(base.get_submodule(site.module))  # type: ignore[arg-type]
+    return [modules for modules in groups.values() if _fit(modules)]
+
+
+def _fit(modules: Sequence[nn.Linear]) -> bool:
+    first = modules[0]
+    return len(set(modules)) > 1 and all(
+        _is_plain(module)
+        and module.in_features == first.in_features
+        and (module.bias is None) == (first.bias is None)
+        and (module.weight.dtype, module.weight.device) == (first.weight.dtype, first.weight.device)
+        for module in modules
+    )

@@ -221,7 +221,8 @@ def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
     try:
         if backbone.model.config._attn_implementation != NAME:  # its rows would see each other
             raise UnsupportedError(f"{backbone.name!r} does not call transformers' attention interface")
-        with computing(backbone.plain.own), turning():
+        calls = [call for layers in backbone.joined for call in layers.calls]
+        with computing([*backbone.plain.own, *calls]), turning():
             yield
     finally:
         backbone.attention.switch(before)

@@ -81,7 +81,7 @@ class LowRankDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x: (B, T, D_in), y: (B, T, D_out). Returns (B, T, D_out)."""
-        return y.add(ops.low_rank(self._dropped(x), self.a, self.b), alpha=self.method.alpha / self.method.rank)
+        return ops.add_low_rank(y, self._dropped(x), self.a, self.b, self.method.alpha / self.method.rank)
 
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """`forward` written into y."""

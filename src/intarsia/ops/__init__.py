@@ -15,10 +15,10 @@ from intarsia.ops.fast import (
     rotated,
     whole_norm,
 )
+from intarsia.ops.frozen import Reordered, frozen_linear, reordered
 from intarsia.ops.pieces import ALIGN, Pieces, by_row
 from intarsia.ops.prefixed import prefixed_attention
-from intarsia.ops.reference import Own, add_linear_, bottleneck, frozen_norm, linear, low_rank, normalise, per_task
-from intarsia.ops.reordered import Reordered, reordered, reordered_linear
+from intarsia.ops.reference import Own, add_linear_, add_low_rank, bottleneck, frozen_norm, linear, normalise, per_task
 from intarsia.ops.segments import segment_attention
 
 __all__ = [
@@ -37,16 +37,17 @@ __all__ = [
     "adapted",
     "adapted_",
     "add_linear_",
+    "add_low_rank",
     "add_norms_",
     "add_vectors_",
     "bottleneck",
     "by_row",
+    "frozen_linear",
     "frozen_norm",
     "fused",
     "fused_activation",
     "keyed_dropout",
     "linear",
-    "low_rank",
     "norm_change",
     "norm_change_",
     "normalise",
@@ -55,7 +56,6 @@ __all__ = [
     "prefixed_attention",
     "product_attention",
     "reordered",
-    "reordered_linear",
     "rotated",
     "segment_attention",
     "whole_norm",

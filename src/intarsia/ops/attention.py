@@ -51,9 +51,12 @@ class _Products(Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         rows, heads, queries, _ = q.shape
         q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        scores = _scaled(q, k.mT, scale)
-        if mask is not None:
-            scores.view(rows, heads, queries, -1).masked_fill_(~mask, _lowest(scores))
+        if mask is None:
+            scores = _scaled(q, k.mT, scale)
+        else:  # the product is added to what hides: filling in afterwards would be a slow pass more
+            hidden = q.new_zeros(mask.shape).masked_fill_(~mask, _lowest(q))
+            scores = hidden.expand(rows, heads, queries, -1).contiguous().flatten(0, 1)
+            scores.baddbmm_(q, k.mT, alpha=scale)
         probabilities = _softmax(scores)
         ctx.save_for_backward(q, k, v, probabilities)
         ctx.scale = scale

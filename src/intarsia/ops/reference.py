@@ -91,9 +91,20 @@ def bottleneck(
     return linear(hidden, up, up_bias)
 
 
-def low_rank(x: Tensor, a: Weight, b: Weight) -> Tensor:
-    """out[i] = b[n] a[n] x[i].   x: (B, T, D_in), a: (N, R, D_in), b: (N, D_out, R). Returns (B, T, D_out)."""
-    return linear(linear(x, a, None), b, None)
+def add_low_rank(y: Tensor, x: Tensor, a: Weight, b: Weight, alpha: float = 1.0) -> Tensor:
+    """out[i] = y[i] + alpha b[n] a[n] x[i], the sum within the second product.
+
+    y: (B, T, D_out), x: (B, T, D_in), a: (N, R, D_in), b: (N, D_out, R). Returns (B, T, D_out).
+    """
+    inner = linear(x, a, None)
+    if isinstance(b, Pieces):
+        return y.add(linear(inner, b, None), alpha=alpha)
+    b = b.to(x.dtype)
+    tasks, writes, rank = b.shape
+    if tasks == 1:
+        return torch.addmm(y.reshape(-1, writes), inner.reshape(-1, rank), b.squeeze(0).T, alpha=alpha).view(y.shape)
+    rows, inner = y.reshape(tasks, -1, writes), inner.reshape(tasks, -1, rank)
+    return torch.baddbmm(rows, inner, b.mT, alpha=alpha).view(y.shape)
 
 
 def per_task(vector: Tensor, like: Tensor) -> Tensor:

@@ -287,10 +287,11 @@ def _(query, key, value, starts_q, starts_k, causal, scale, window):
 def _short_segments_backward(
     grad: Tensor, query: Tensor, key: Tensor, value: Tensor, lse: Tensor, starts_q: Tensor, starts_k: Tensor,
     causal: bool, scale: float, window: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Tensor:  # fmt: skip
+    """The three gradients, in one tensor, as `_parts` has them."""
     g, q, k, v = _rows_first(grad, query, key, value)
-    dq = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    dk, dv = (torch.empty(k.shape, dtype=k.dtype, device=k.device) for _ in range(2))
+    flat = torch.empty(q.numel() + 2 * k.numel(), dtype=q.dtype, device=q.device)
+    dq, dk, dv = _parts(flat, q, k)
     heads, groups = q.shape[1], q.shape[1] // k.shape[1]
     segments_backward[(len(starts_q) - 1, k.shape[1])](
         q, k, v, lse, g, dq, dk, dv, torch.empty_like(lse), starts_q, starts_k,
@@ -298,12 +299,21 @@ def _short_segments_backward(
         g.stride(0), g.stride(1), dq.stride(0), dq.stride(1), dk.stride(0), dk.stride(1),
         scale * _LOG2E, scale, heads, groups, q.shape[2], num_stages=1, **_constants(q, causal, window),
     )  # fmt: skip
-    return dq, dk, dv
+    return flat
 
 
 @_short_segments_backward.register_fake
 def _(grad, query, key, value, lse, starts_q, starts_k, causal, scale, window):
-    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+    return query.new_empty(query.numel() + 2 * key.numel())
+
+
+def _parts(flat: Tensor, query: Tensor, key: Tensor) -> tuple[Tensor, ...]:
+    """Tensors like query, key and key: side by side for each token, as one product with the matrices of all three wants them; one
+    behind the other where there are keys of no query (prefixes)."""
+    if len(query) == len(key):
+        return flat.view(len(query), -1, query.shape[2]).split([query.shape[1], key.shape[1], key.shape[1]], dim=1)
+    parts = flat.split([query.numel(), key.numel(), key.numel()])
+    return tuple(part.view(like.shape) for part, like in zip(parts, (query, key, key), strict=True))
 
 
 def _keep(ctx, inputs, output) -> None:
@@ -319,7 +329,7 @@ def _derive(ctx, grad, _lse):
     found = _short_segments_backward(
         grad, query, key, value, lse, starts_q, starts_k, ctx.causal, ctx.scale, ctx.window
     )
-    return *found, None, None, None, None, None
+    return *_parts(found, query, key), None, None, None, None, None
 
 
 torch.library.register_autograd("intarsia::short_segments", _derive, setup_context=_keep)
