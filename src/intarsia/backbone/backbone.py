@@ -192,7 +192,7 @@ class Backbone:
         rates = (value for name, value in self.config.to_dict().items() if "drop" in name)
         return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
-    @property
+    @cached_property
     def first_position(self) -> int:
         """The position of a text's first token: after the padding index in RoBERTa and its kin (MPNet, CamemBERT, ...), whose
         table of positions has one."""

@@ -50,7 +50,8 @@ class BodyLimit:
             if body.length is not None and body.length > body.most:
                 raise await _too_large(body, receive)
             try:
-                event = await asyncio.wait_for(receive(), body.until - time.monotonic())
+                async with asyncio.timeout(body.until - time.monotonic()):  # wait_for would make a task of it
+                    event = await receive()
             except TimeoutError:
                 raise ApiError(408, "the body took too long to arrive", {"Connection": "close"}) from None
             body.taken += len(event.get("body", b""))

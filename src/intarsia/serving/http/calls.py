@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Awaitable, Sequence
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Iterator, Sequence
 
 from fastapi import Request
 
@@ -12,8 +11,6 @@ from intarsia.serving.http.errors import ApiError
 from intarsia.serving.http.service import Question, Service
 from intarsia.serving.requests import Answer, Event, Failed, Finished, Generate, Piece, Ticket
 
-T = TypeVar("T")
-
 
 class Call:
     """One question at the engine, and the events that have come of it."""
@@ -21,14 +18,14 @@ class Call:
     def __init__(self, service: Service, question: Question) -> None:
         """Raises what `Engine.submit` raises."""
         self._loop = asyncio.get_running_loop()
+        self._post = service.post
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._ticket: Ticket = service.engine.submit(question, self._deliver)
         service.note(question)
 
     def _deliver(self, event: Event) -> None:
         """Runs on the engine's thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed: nobody waits any more
-            self._loop.call_soon_threadsafe(self._events.put_nowait, event)
+        self._post.send(self._loop, self._events, event)
 
     async def next(self) -> Event:
         """The next event. Raises the error of a failed one, and 499 where the client has gone."""
@@ -48,17 +45,13 @@ class Call:
         self._events.put_nowait(None)
 
 
-async def answers(service: Service, questions: Sequence[Question]) -> list[Answer | IntarsiaError]:
+async def answers(service: Service, request: Request, questions: Sequence[Question]) -> list[Answer | IntarsiaError]:
     """Each question's answer, or why there is none. All are queued before the first is waited for."""
     calls: list[Call | IntarsiaError] = []
-    try:
+    with _unless_left(request, calls):
         for question in questions:
             calls.append(_called(service, question))  # noqa: PERF401 - what was called before a bug must be cancelled
         return [call if isinstance(call, IntarsiaError) else await _answer(call) for call in calls]
-    finally:
-        for call in calls:
-            if isinstance(call, Call):
-                call.cancel()
 
 
 def _called(service: Service, question: Question) -> Call | IntarsiaError:
@@ -77,19 +70,24 @@ async def _answer(call: Call) -> Answer | IntarsiaError:
     return event
 
 
-async def unless_left(request: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up."""
-    task, left = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+@contextlib.contextmanager
+def _unless_left(request: Request, calls: Sequence[Call | IntarsiaError]) -> Iterator[None]:
+    """Who waits for one of the calls learns when the client hangs up; at the end all are cancelled."""
+
+    def gone(_: object) -> None:
+        for call in calls:
+            if isinstance(call, Call):
+                call.gone()
+
+    left = asyncio.ensure_future(_left(request))
+    left.add_done_callback(gone)
     try:
-        await asyncio.wait({task, left}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ApiError(499, "the client hung up")
+        yield
     finally:
         left.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+        for call in calls:
+            if isinstance(call, Call):
+                call.cancel()
 
 
 async def _left(request: Request) -> None:
@@ -99,32 +97,20 @@ async def _left(request: Request) -> None:
 
 async def generated(service: Service, request: Request, question: Generate) -> Finished:
     """The whole output at once."""
-    call = Call(service, question)
-    try:
-        return await unless_left(request, _finished(call))
-    finally:
-        call.cancel()
-
-
-async def _finished(call: Call) -> Finished:
-    while True:
-        event = await call.next()
-        if isinstance(event, Finished):
-            return event
+    async with contextlib.aclosing(pieces(service, request, question)) as events:
+        async for event in events:
+            if isinstance(event, Finished):
+                return event
+    raise AssertionError("the last event is the end")
 
 
 async def pieces(service: Service, request: Request, question: Generate) -> AsyncGenerator[Piece | Finished]:
     """The output as it comes; closing the iterator, or hanging up, ends the work at the engine."""
     call = Call(service, question)
-    left = asyncio.ensure_future(_left(request))
-    left.add_done_callback(lambda _: call.gone())
-    try:
+    with _unless_left(request, [call]):
         while True:
             event = await call.next()
             assert isinstance(event, Piece | Finished)
             yield event
             if isinstance(event, Finished):
                 return
-    finally:
-        left.cancel()
-        call.cancel()

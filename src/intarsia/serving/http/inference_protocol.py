@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from intarsia.errors import IntarsiaError
 from intarsia.serving.cards import Card
 from intarsia.serving.http.bodies import json_only
-from intarsia.serving.http.calls import answers, unless_left
+from intarsia.serving.http.calls import answers
 from intarsia.serving.http.classify import MOST_ANSWERS, finite
 from intarsia.serving.http.errors import ApiError, ProtocolErrorAnswer, Str, api_error
 from intarsia.serving.http.service import Deadline, Question, Serving
@@ -181,7 +181,7 @@ async def infer(task: str, asked: InferRequest, request: Request, service: Servi
     card = service.card(task)
     rows = _rows(asked.inputs[0])
     questions = _questions(card, rows, deadline)
-    found = await unless_left(request, answers(service, questions))
+    found = await answers(service, request, questions)
     said = [one for one in found if isinstance(one, Answer)]
     if len(said) < len(found):
         raise api_error(next(one for one in found if isinstance(one, IntarsiaError)))

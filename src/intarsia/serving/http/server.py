@@ -18,6 +18,7 @@ from intarsia.errors import ConfigError, TaskError
 from intarsia.serving.engine import Engine
 from intarsia.serving.http.app import create_app
 from intarsia.serving.http.auth import Keys
+from intarsia.serving.http.onewrite import OneWrite
 from intarsia.serving.http.service import log
 from intarsia.serving.library import Library
 from intarsia.taskfile import read_description
@@ -161,8 +162,9 @@ def run(app: FastAPI, sock: socket.socket, *, grace: float, ready: Callable[[], 
         app,
         log_config=None,
         access_log=False,
+        proxy_headers=False,  # nobody asks where a client is
         server_header=False,
-        http="h11",  # httptools, which uvicorn prefers where it is installed, reads a head that never ends for ever
+        http=OneWrite,  # not httptools, which uvicorn prefers where it is installed: it reads a head that never ends for ever
         ws="none",
         lifespan="off",
         timeout_graceful_shutdown=max(1, round(grace)),

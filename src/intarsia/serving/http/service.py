@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Header, Request
@@ -12,6 +12,7 @@ from pydantic import WithJsonSchema
 from intarsia.serving.cards import Card
 from intarsia.serving.engine import Engine
 from intarsia.serving.http.metrics import Meters
+from intarsia.serving.http.post import Post
 from intarsia.serving.library import Library
 from intarsia.serving.requests import Classify, Generate, Tag
 
@@ -33,6 +34,7 @@ class Service:
     """The largest task that an admin may upload."""
     since: int
     """When the server began, in seconds of Unix time."""
+    post: Post = field(default_factory=Post)
 
     def card(self, task: str) -> Card:
         """What is known of a task; 404 where there is none."""
