@@ -45,11 +45,12 @@ from intarsia.serving.requests import Classify, Event, Failed
 JOBS = ("load", "pace", "changes", "overload", "soak")
 NOTES = {
     "cuda": (
-        "Turns of 1.2 s, and uvicorn with httptools; since then the server reads HTTP with h11 wherever it runs. One client waits "
-        "0.8 to 0.9 ms longer by HTTP; from 16 clients on the server's Python answers 700 to 950 requests a second, and who asks "
-        "without a pause queues for it: the goal of 3 ms is missed there. Their p95 is, as a server "
-        "whose pass was made of Python showed on a CPU, full collections of Python's garbage, which stop all answers; since "
-        "4a21173 these leave the libraries and the model alone (not measured on a GPU again).",
+        "Turns of 1.2 s. One client waits 0.8 to 0.9 ms longer by HTTP, four that ask without a pause 2.3 to 2.6 (goal: 3). The "
+        "server's Python, which engine, tokenizer and HTTP share, answers 880 to 1,150 requests a second by HTTP and 2,000 to "
+        "3,500 without, and who asks without a pause queues for it: 16 clients wait 9 ms longer, 64 about 35. At rates of random "
+        "moments it is 1.7 to 2.3 ms at a quarter of the most, 3.1 and 6 at half of it. Before a25920e, on another host, 64 "
+        "clients had 800 to 950 answers a second and a p95 of 306 to 341 ms, now 73 to 86: full collections of Python's garbage "
+        "no longer look at the libraries and the model, and an answer takes fewer system calls and less of the framework.",
     )
 }
 """What a reader of the present file should know; goes with its next whole run."""
