@@ -1,0 +1,136 @@
+"""What can be read off a backbone's model: its kind, its sizes, where it counts positions from, and what it has."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.backbone.families import Family
+from intarsia.errors import BackboneError, ConfigError
+from intarsia.sites import Role, Site
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Kind = Literal["encoder", "decoder", "encoder-decoder"]
+
+
+class Facts:
+    """Of one frozen pretrained transformer."""
+
+    model: PreTrainedModel
+    base: nn.Module
+    name: str
+    family: Family
+    sites: tuple[Site, ...]
+    counts_positions: bool
+    _tokenizer: PreTrainedTokenizerBase | None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The backbone's tokenizer; BackboneError when it has none."""
+        if self._tokenizer is None:
+            raise BackboneError(
+                f"backbone {self.name!r} has no tokenizer; pass one with Backbone.wrap(model, tokenizer=...)."
+            )
+        return self._tokenizer
+
+    @property
+    def config(self) -> Any:
+        """transformers' config of the model without its head."""
+        return self.base.config
+
+    @property
+    def kind(self) -> Kind:
+        """What the stacks make it."""
+        stacks = self.family.stacks
+        return "encoder-decoder" if len(stacks) == 2 else stacks[0].name
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the computation in the trunk."""
+        return self.model.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.model.device
+
+    @property
+    def hidden(self) -> int:
+        """Width of the residual stream that a head reads."""
+        if self.config.model_type == "opt":
+            return self.config.word_embed_proj_dim  # OPT-350m projects its states down at the end
+        stack = "encoder" if self.kind == "encoder" else "decoder"
+        return next(s.width for s in self.sites if s.role is Role.ATTN_OUT and s.stack == stack)
+
+    @property
+    def max_length(self) -> int:
+        """Longest input in tokens; 512 where the model has no bound of its own (T5)."""
+        limit = (
+            getattr(self.config, "max_position_embeddings", None) or getattr(self.config, "n_positions", None) or 512
+        )
+        limit -= self.first_position
+        known = getattr(self._tokenizer, "model_max_length", None)
+        return min(int(limit), int(known)) if known else int(limit)
+
+    def parameter_count(self) -> int:
+        """Parameters of the model without its head."""
+        return sum(p.numel() for p in self.base.parameters())
+
+    def parameter(self, site: Site) -> Tensor:
+        """The present value at a site of Role.WEIGHT."""
+        return self.base.get_submodule(site.module).get_parameter(site.parameter)
+
+    @property
+    def drops(self) -> bool:
+        """Whether its configuration has any dropout at all; Llama and its kin have none."""
+        rates = (value for name, value in self.config.to_dict().items() if "drop" in name)
+        return any(isinstance(rate, float) and rate > 0 for rate in rates)
+
+    @cached_property
+    def first_position(self) -> int:
+        """The position of a text's first token: after the padding index in RoBERTa and its kin (MPNet, CamemBERT, ...), whose
+        table of positions has one."""
+        tables = (module for path, module in self.base.named_modules() if path.endswith("position_embeddings"))
+        padding = next((getattr(table, "padding_idx", None) for table in tables), None)
+        return 0 if padding is None else padding + 1
+
+    @property
+    def shifts_positions(self) -> bool:
+        """Whether tokens can be told to stand after virtual positions: by position ids, or by T5's relative bias."""
+        return self.counts_positions or "relative_attention_num_buckets" in self.config.to_dict()
+
+    @property
+    def language_head(self) -> nn.Module:
+        """The projection to the vocabulary; ConfigError where the model has none."""
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise ConfigError(
+                f"backbone {self.name!r} has no language-model head, so it writes no words; use a causal or encoder-decoder "
+                "checkpoint, or a masked language model for a verbaliser"
+            )
+        return head
+
+    @property
+    def pooler(self) -> nn.Module | None:
+        """The pretrained pooler, where the model has one."""
+        return getattr(self.base, "pooler", None)
+
+    @property
+    def pad_id(self) -> int:
+        """A token for places that nobody reads."""
+        return int(getattr(self.config, "pad_token_id", None) or 0)
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether gradient checkpointing is on: the trunk's modules run again during backward."""
+        renamed = hasattr(
+            type(self.model), "is_activation_checkpointing"
+        )  # transformers 5.20 deprecates the other name
+        return bool(
+            getattr(self.model, "is_activation_checkpointing" if renamed else "is_gradient_checkpointing", False)
+        )
