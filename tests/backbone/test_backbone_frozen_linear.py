@@ -189,10 +189,14 @@ def test_the_weights_share_memory_and_are_saved_and_changed_as_ever(tmp_path):
     q(x)
     assert q.weight.untyped_storage().data_ptr() == v.weight.untyped_storage().data_ptr()
     assert all(torch.equal(tensor, before[name]) for name, tensor in backbone.model.state_dict().items())
+    places = [tensor.data_ptr() for tensor in (q.weight, k.weight, k.bias)]
     with torch.no_grad():
         k.weight.mul_(2)
         k.bias.add_(1)
-        v.weight.data = v.weight.data + 1
+    for layer in (q, k, v):
+        torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    assert [tensor.data_ptr() for tensor in (q.weight, k.weight, k.bias)] == places  # a graph reads them there
+    v.weight.data = v.weight.data + 1
     for layer in (q, k, v):
         torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
     backbone.model.save_pretrained(tmp_path)
@@ -201,14 +205,28 @@ def test_the_weights_share_memory_and_are_saved_and_changed_as_ever(tmp_path):
 
 
 def test_a_stand_in_is_used_and_left_as_it_is():
-    q, k, v, x = in_packed(wrapped("bert"))
+    backbone = wrapped("bert")
+    q, k, v, x = in_packed(backbone)
     frozen, stand_in = k.weight, torch.nn.Parameter(torch.ones_like(k.weight))
     k.weight = stand_in
     q(x)
     torch.testing.assert_close(k(x), F.linear(x, stand_in, k.bias))
+    v(x)
+    assert not backbone.joined[0]._waiting  # nor is what nobody wanted kept
     assert torch.equal(stand_in, torch.ones_like(stand_in))
     k.weight = frozen
     torch.testing.assert_close(k(x), F.linear(x, frozen, k.bias))
     k.weight.requires_grad_(True)
     assert torch.autograd.grad(k(x).sum(), k.weight)[0].abs().sum() > 0
     torch.testing.assert_close(v(x), F.linear(x, v.weight, v.bias))
+
+
+def test_what_was_first_used_in_inference_mode_can_be_trained_through():
+    q, k, v, x = in_packed(wrapped("bert"))
+    with torch.inference_mode():
+        for layer in (q, k, v):
+            torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
+    (found,) = torch.autograd.grad(q(x).sum() + k(x).cos().sum(), x)
+    (wanted,) = torch.autograd.grad(F.linear(x, q.weight).sum() + F.linear(x, k.weight, k.bias).cos().sum(), x)
+    torch.testing.assert_close(found, wanted)
+    assert not q.weight.is_inference()

@@ -37,7 +37,8 @@ class FrozenLinear:
     """
 
     def __init__(self, modules: Sequence[nn.Linear], *, reorders: bool) -> None:
-        """reorders: the products take oneDNN's layout. Otherwise the weights become rows of one matrix, and share its memory."""
+        """reorders: the products take oneDNN's layout. Otherwise the weights become rows of one matrix, and share its memory,
+        and the biases parts of one."""
         self.modules, self.reorders = list(modules), reorders
         self.calls: list[Call] = [(module, _Call(self, index)) for index, module in enumerate(modules)]
         self._weights = [module.weight for module in modules]
@@ -59,19 +60,23 @@ class FrozenLinear:
         # Without gradients shapes seldom come back, and the first product of each shape is slower in oneDNN's layout.
         slower = self.reorders and not torch.is_grad_enabled()
         if other or trained or slower or (weight.dtype, weight.device) != self._kind or torch.compiler.is_compiling():
+            self._taken(index)  # whatever waits for this call is not wanted
             return F.linear(x, weight, bias)
         if x is not self._input or index not in self._waiting:
             # What waits is let go first: it was of other states.
             self._waiting, self._input = {}, x
             self._waiting = dict(enumerate(self._outputs(x)))
-        found = self._waiting.pop(index)
+        return self._taken(index)  # type: ignore[return-value]
+
+    def _taken(self, index: int) -> Tensor | None:
+        found = self._waiting.pop(index, None)
         if not self._waiting:
             self._input = None
         return found
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self._made_of or any(
-            tensor.data_ptr() != numbers.data_ptr() or tensor._version != version
+            tensor.data_ptr() != numbers.data_ptr() or (self.reorders and tensor._version != version)
             for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
         ):
             self._read()
@@ -82,13 +87,19 @@ class FrozenLinear:
         return [*self._weights, *(bias for bias in self._biases if bias is not None)]
 
     def _read(self) -> None:
-        with torch.no_grad():
+        # A server's first pass is in inference mode, and what is made in it could never be trained through.
+        with torch.inference_mode(False), torch.no_grad():
             whole = _one(self._weights)
+            biases = [bias for bias in self._biases if bias is not None]
+            self._bias = _one(biases) if biases else None
             self._whole = reordered(whole) if self.reorders else whole
-            if not self.reorders:
-                for weight, rows in zip(self._weights, whole.split(self._sizes), strict=True):
-                    weight.data = rows
-            self._bias = None if self._biases[0] is None else _one(self._biases)
+            if not self.reorders:  # a change in place is then one of the whole, which graphs may read where it lies
+                for tensor, rows in zip(self._weights, whole.split(self._sizes), strict=True):
+                    tensor.data = rows
+                for tensor, rows in zip(
+                    biases, () if self._bias is None else self._bias.split(self._sizes), strict=True
+                ):
+                    tensor.data = rows
             self._made_of = [(tensor.detach(), tensor._version) for tensor in self._tensors()]
 
 
