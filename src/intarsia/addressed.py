@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.ops import NOBODY, Before, Own, Rows, offsets_from, whole_norms
+from intarsia.ops import NOBODY, Before, Own, Rows, Summed, made, offsets_from, whole_norms
 from intarsia.routing import Resident, Route, Run
 from intarsia.storage import Form, Stored
 
@@ -30,8 +30,9 @@ class AddressedRoute(Route):
             y = delta.change_(x, y)
         return y
 
-    def norm(self, key: str, x: Tensor, own: Own) -> Tensor | None:
+    def norm(self, key: str, x: Tensor | Summed, own: Own) -> Tensor | None:
         """y', or None."""
+        x = made(x)
         self._counts(x.shape[0])
         changes = [(delta.gain, delta.bias) for delta in self._found_at(key)]
         return whole_norms(x, own, changes) if changes else None

@@ -16,7 +16,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import PLACES, Prompts
 from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta, ProjectionDelta
 from intarsia.methods.norms import NormDelta
-from intarsia.ops import Own, frozen_norm
+from intarsia.ops import Own, Summed, frozen_norm
 
 
 def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Te
     return y if in_place else pieces[0] if alone else torch.cat(pieces)
 
 
-def mix_norms(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, own: Own) -> Tensor:
+def mix_norms(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor | Summed, own: Own) -> Tensor:
     """As `mix_projections`, at a norm that nobody has computed yet."""
     pieces = []
     for delta, read in zip(deltas, [x] if len(deltas) == 1 else x.split(list(counts)), strict=True):

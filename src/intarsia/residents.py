@@ -15,7 +15,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
 from intarsia.errors import TaskError, nearest
-from intarsia.ops import Before, Own, fused
+from intarsia.ops import Before, Own, Summed, fused
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.shelf import Shelf
 from intarsia.sites import Role, Site
@@ -242,7 +242,7 @@ class Residents:
         def project(x: Tensor, y: Tensor) -> Tensor:
             return self._route.project(key, x, y)
 
-        def norm(x: Tensor, own: Own) -> Tensor | None:
+        def norm(x: Tensor | Summed, own: Own) -> Tensor | None:
             return self._route.norm(key, x, own)
 
         def replace() -> Tensor | None:

@@ -19,7 +19,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.methods import Delta
 from intarsia.mixing import mix_norms, mix_prefixes, mix_projections, mix_prompts
-from intarsia.ops import Before, Own, Pieces, by_row
+from intarsia.ops import Before, Own, Pieces, Summed, by_row
 from intarsia.sites import Role
 from intarsia.storage import Live, Stored
 from intarsia.task import Task
@@ -107,7 +107,7 @@ class Route:
             return y
         return mix_projections(deltas, self._counts(y.shape[0]), x, y)
 
-    def norm(self, key: str, x: Tensor, own: Own) -> Tensor | None:
+    def norm(self, key: str, x: Tensor | Summed, own: Own) -> Tensor | None:
         """y', at a norm that nobody has computed yet; None: it is the frozen one."""
         deltas = self._at(key)
         return None if all(delta is None for delta in deltas) else mix_norms(deltas, self._counts(x.shape[0]), x, own)

@@ -14,8 +14,8 @@ from intarsia.ops.kernels.adamw import update
 from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KINDS
 from intarsia.ops.kernels.bottleneck import bottleneck
 from intarsia.ops.kernels.bottleneck import launch as launch_bottleneck
+from intarsia.ops.kernels.norms import WholeNorm, norm_change
 from intarsia.ops.kernels.norms import launch as launch_norm_change
-from intarsia.ops.kernels.norms import norm_change
 from intarsia.ops.kernels.segments import short_segments
 
 
@@ -135,7 +135,9 @@ def test_adamw_steps_as_torchs(low, size):
 
 @both
 @pytest.mark.parametrize("activation", [name for name in KINDS if name not in ("swish", "gelu_pytorch_tanh")])
-@pytest.mark.parametrize(("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 70, 37, 5), (2, 130, 96, 48)])
+@pytest.mark.parametrize(
+    ("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 70, 37, 5), (2, 130, 96, 48), (2, 70, 64, 16)]
+)
 def test_the_bottleneck_with_its_residual(tasks, rows, width, narrow, activation, dtype, tol):
     y = numbers(tasks, rows, width, dtype=dtype)
     shapes = [(narrow, width), (narrow,), (width, narrow), (width,)]
@@ -196,3 +198,38 @@ def test_the_change_of_a_norm_is_written_over_its_output(tasks, rows, width, cen
 
 def test_every_activation_that_the_kernel_knows_is_one_of_the_library():
     assert set(KINDS) <= set(ACTIVATIONS)
+
+
+@both
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize("readers", [(0,), (1,), (0, 1)])
+def test_a_norm_adds_its_residual_and_the_gradients_of_its_readers(trained, bias, residual, readers, dtype, tol):
+    tasks = 3 if trained else 1
+    inputs = [numbers(3, 33, 37, dtype=dtype, seed=s) for s in range(1 + residual)]
+    inputs += [numbers(tasks, 37, dtype=dtype, seed=s) for s in range(2, 2 + trained * (1 + bias))]
+    own = [numbers(37, dtype=dtype, seed=s).detach() for s in (5, 6)[: 1 + bias]]
+
+    def parts(given):
+        change = given[1 + residual :]
+        return given[0], given[1] if residual else None, *change, *[None] * (2 - len(change))
+
+    def alone(given):
+        x, r, gain, shift = parts(given)
+        x = x if r is None else x + r
+        change = 0 if gain is None else reference.norm_change(x, torch.zeros_like(x), gain, shift, 1e-5, centre=True)
+        return change + torch.nn.functional.layer_norm(x, (37,), *[one.double() for one in own], eps=1e-5)
+
+    x, r, gain, shift = parts(inputs)
+    made = WholeNorm.apply(x, r, own[0], own[1] if bias else None, gain, shift, 1e-5, True)
+    assert made[0].data_ptr() == made[1].data_ptr()
+    wide = doubles(inputs)
+    expected = alone(wide)
+    assert (made[0].double() - expected).norm() / expected.norm() < tol
+    weights = [numbers(3, 33, 37, dtype=dtype, seed=s).detach() for s in (7, 8)]
+    ours = torch.autograd.grad(sum((made[i] * weights[i]).sum() for i in readers), inputs)
+    theirs = torch.autograd.grad(sum((expected * weights[i].double()).sum() for i in readers), wide)
+    for own_grad, other in zip(ours, theirs, strict=True):
+        assert own_grad.isfinite().all()
+        assert (own_grad.double() - other).norm() / other.norm() < tol

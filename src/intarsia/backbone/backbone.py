@@ -35,6 +35,7 @@ from intarsia.backbone.loading import (
 from intarsia.backbone.locate import locate
 from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
+from intarsia.backbone.residuals import Call, left_to_norms
 from intarsia.backbone.reuse import standing_in
 from intarsia.sites import Role, Site
 from intarsia.staged import to_device
@@ -108,6 +109,11 @@ class Backbone(Facts):
     def plain(self) -> Plain:
         """Norms and activations that torch has kernels for; found by trying, in the dtype that the model has then."""
         return find_plain(self)
+
+    @cached_property
+    def left_to_norms(self) -> list[Call]:
+        """Blocks of packed rows that leave their residual sums to the norm behind them, and these norms."""
+        return left_to_norms(self.base, self.plain.norms)
 
     @cached_property
     def joined(self) -> list[FrozenLinear]:

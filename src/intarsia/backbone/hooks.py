@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from intarsia.backbone.ending import Ending
-from intarsia.ops import Own
+from intarsia.ops import Own, Summed
 from intarsia.sites import Part, Role, Site
 
 Project = Callable[[Tensor, Tensor], Tensor]
 """(x, y) -> y', the change at a projection."""
-Norm = Callable[[Tensor, Own], Tensor | None]
+Norm = Callable[[Tensor | Summed, Own], Tensor | None]
 """(x, the frozen norm) -> y', the whole norm as it is to be; None: it is to be as it was."""
 Replace = Callable[[], Tensor | None]
 """() -> the parameter's stand-in for this call, or None to leave it."""

@@ -222,7 +222,7 @@ def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
         if backbone.model.config._attn_implementation != NAME:  # its rows would see each other
             raise UnsupportedError(f"{backbone.name!r} does not call transformers' attention interface")
         calls = [call for layers in backbone.joined for call in layers.calls]
-        with computing([*backbone.plain.own, *calls]), turning():
+        with computing([*backbone.plain.own, *backbone.left_to_norms, *calls]), turning():
             yield
     finally:
         backbone.attention.switch(before)

@@ -38,7 +38,7 @@ class NormDelta(ProjectionDelta):
         """x, y: (B, ..., D), the norm's input and output. Returns (B, ..., D)."""
         return ops.norm_change(x, y, self.gain, self.bias, self.eps, centre=self.centre)
 
-    def whole(self, x: Tensor, own: ops.Own) -> Tensor:
+    def whole(self, x: Tensor | ops.Summed, own: ops.Own) -> Tensor:
         """y' itself, where nobody has computed y.   x: (B, ..., D)"""
         return ops.whole_norm(x, own, self.gain, self.bias)
 

@@ -9,6 +9,7 @@ from intarsia.ops.dropout import keyed_dropout
 from intarsia.ops.fast import (
     adapted,
     adapted_,
+    frozen_norm,
     fused_activation,
     norm_change,
     norm_change_,
@@ -16,10 +17,12 @@ from intarsia.ops.fast import (
     whole_norm,
 )
 from intarsia.ops.frozen import Reordered, frozen_linear, reordered
+from intarsia.ops.means import row_means
 from intarsia.ops.pieces import ALIGN, Pieces, by_row
 from intarsia.ops.prefixed import prefixed_attention
-from intarsia.ops.reference import Own, add_linear_, add_low_rank, bottleneck, frozen_norm, linear, normalise, per_task
+from intarsia.ops.reference import Own, add_linear_, add_low_rank, bottleneck, linear, normalise, per_task
 from intarsia.ops.segments import segment_attention
+from intarsia.ops.summed import Summed, again, made
 
 __all__ = [
     "ACTIVATIONS",
@@ -32,6 +35,7 @@ __all__ = [
     "Rates",
     "Reordered",
     "Rows",
+    "Summed",
     "adamw",
     "adapt_",
     "adapted",
@@ -40,6 +44,7 @@ __all__ = [
     "add_low_rank",
     "add_norms_",
     "add_vectors_",
+    "again",
     "bottleneck",
     "by_row",
     "frozen_linear",
@@ -48,6 +53,7 @@ __all__ = [
     "fused_activation",
     "keyed_dropout",
     "linear",
+    "made",
     "norm_change",
     "norm_change_",
     "normalise",
@@ -57,6 +63,7 @@ __all__ = [
     "product_attention",
     "reordered",
     "rotated",
+    "row_means",
     "segment_attention",
     "whole_norm",
     "whole_norms",

@@ -12,20 +12,41 @@ from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.choice import fused
 from intarsia.ops.pieces import Pieces
 from intarsia.ops.reference import Own, Weight
+from intarsia.ops.summed import Summed, made, readable_twice
 
 
-def whole_norm(x: Tensor, own: Own, gain: Tensor, bias: Tensor | None) -> Tensor:
+def whole_norm(x: Tensor | Summed, own: Own, gain: Tensor, bias: Tensor | None) -> Tensor:
     """As reference.whole_norm."""
-    if not fused(x):
-        return reference.whole_norm(x, own, gain, bias)
-    from intarsia.ops.kernels.norms import launch
-    from intarsia.ops.kernels.norms import norm_change as kernel
+    if not fused(x.parts[0] if isinstance(x, Summed) else x):
+        return reference.whole_norm(made(x), own, gain, bias)
+    if torch.compiler.is_compiling():
+        from intarsia.ops.kernels.norms import norm_change as kernel
 
-    x = x.contiguous()
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return kernel(x, None, gain, bias, own.eps, own.centre, own.gain, own.bias)
+        return kernel(made(x).contiguous(), None, gain, bias, own.eps, own.centre, own.gain, own.bias)
+    if torch.is_grad_enabled():
+        return _twice(x, own, gain, bias)
+    from intarsia.ops.kernels.norms import launch
+
+    x = made(x).contiguous()
     launch(x, None, gain, bias, own.eps, own.centre, out := torch.empty_like(x), own.gain, own.bias)
     return out
+
+
+def frozen_norm(x: Tensor | Summed, own: Own) -> Tensor:
+    """As reference.frozen_norm."""
+    trained = own.gain.requires_grad or (own.bias is not None and own.bias.requires_grad)  # by a stand-in of its own
+    if isinstance(x, Summed) and fused(x.parts[0]) and torch.is_grad_enabled() and not trained:
+        return _twice(x, own, None, None)
+    return reference.frozen_norm(made(x), own)
+
+
+def _twice(x: Tensor | Summed, own: Own, gain: Tensor | None, bias: Tensor | None) -> Tensor:
+    """The norm, for a residual connection as well."""
+    from intarsia.ops.kernels.norms import WholeNorm
+
+    parts = x.parts if isinstance(x, Summed) and len(x.parts) == 2 else (made(x), None)
+    first, residual = (None if part is None else part.contiguous() for part in parts)
+    return readable_twice(*WholeNorm.apply(first, residual, own.gain, own.bias, gain, bias, own.eps, own.centre))  # type: ignore[misc]
 
 
 def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:

@@ -149,9 +149,8 @@ def norm_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, owner_ptr, form,
         inside = columns < width
         its = columns < tl.where(mine, width, 0)
         if GAIN:
-            normal, _ = _normal(
-                tl.load(x_ptr + vector * x_row + columns, mask=inside, other=0.0), columns, width, eps, CENTRE
-            )
+            x = tl.load(x_ptr + vector * x_row + columns, mask=inside, other=0.0).to(tl.float32)
+            normal, _ = _normal(x, inside, width, eps, CENTRE)
             factor = tl.load(own_ptr + gain + columns, mask=its, other=0.0).to(tl.float32)
         if WHOLE:
             out = normal * (factor + tl.load(frozen_gain_ptr + columns, mask=inside, other=0.0).to(tl.float32))

@@ -20,9 +20,9 @@ WIDEST = 128
 """Bottleneck beyond which a program's registers are too few."""
 _PROGRAMS = 256
 """About how many a GPU keeps busy; few rows are cut into smaller tiles."""
-_STRIPE, _STEP = 64, 128
+_STRIPE, _STEP = 64, 64
 """For so many columns of the states a program adds up the weights' gradients, in steps of so many rows (the quickest of 32, 64
-and 128 each on an H100, with 1, 8 and 32 tasks of 1,700 rows)."""
+and 128 each on an H100, with 8 tasks of 1,700 rows)."""
 
 
 @triton.jit
@@ -108,19 +108,22 @@ def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner
               down_task, up_task,
               KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
+    """dy; and for the weights' gradients dz and the inner activation, NARROW columns each: the first spare one holds ones."""
     tile, task = tl.program_id(0), tl.program_id(1)
     index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
     inside, known = index < rows, columns < narrow
     at = (task * rows + index).to(tl.int64)
     both = inside[:, None] & known[None, :]
-    slots = at[:, None] * narrow + columns[None, :]
-    inner, slope = _activate(tl.load(z_ptr + slots, mask=both, other=0.0).to(tl.float32), KIND)
-    tl.store(inner_ptr + slots, inner.to(inner_ptr.dtype.element_ty), mask=both)
+    slots = at[:, None] * NARROW + columns[None, :]
+    z = tl.load(z_ptr + at[:, None] * narrow + columns[None, :], mask=both, other=0.0)
+    inner, slope = _activate(z.to(tl.float32), KIND)
+    inner = tl.where(known[None, :], inner, tl.where(columns == narrow, 1.0, 0.0)[None, :])
+    tl.store(inner_ptr + slots, inner.to(inner_ptr.dtype.element_ty), mask=inside[:, None])
     dz = slope * _product(
         grad_ptr, at, inside, up_ptr + task * up_task, columns, known, width, width, narrow, 1, TILE, CHUNK, NARROW, PRECISION
     )  # fmt: skip
     dz = tl.where(both, dz, 0.0).to(dz_ptr.dtype.element_ty)
-    tl.store(dz_ptr + slots, dz, mask=both)
+    tl.store(dz_ptr + slots, dz, mask=inside[:, None])
     for begin in range(0, width, CHUNK):
         w = begin + tl.arange(0, CHUNK)
         there = inside[:, None] & (w < width)[None, :]
@@ -135,13 +138,19 @@ def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner
 
 @triton.jit
 def bottleneck_weights(y_ptr, grad_ptr, dz_ptr, inner_ptr, sums_ptr, rows, parts, own, width, narrow,
-              STRIPE: tl.constexpr, TILE: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """Of one part of a task's rows (`own` of them): dD (M, W), dU (W, M), dc (W) and db (M), one behind the other."""
+              STRIPE: tl.constexpr, TILE: tl.constexpr, NARROW: tl.constexpr, ONES: tl.constexpr,
+              PRECISION: tl.constexpr):  # fmt: skip
+    """Of one part of a task's rows (`own` of them): dD (M, W), dU (W, M), dc (W) and db (M), one behind the other.
+
+    ONES: the inner activation's column of ones makes the sums over rows, dc and db, a row and a column of products: a sum beside
+    them took half as long again as they do.
+    """
     stripe, part, task = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     w, columns = stripe * STRIPE + tl.arange(0, STRIPE), tl.arange(0, NARROW)
     there, known = w < width, columns < narrow
     ddown, dup = tl.zeros([NARROW, STRIPE], tl.float32), tl.zeros([NARROW, STRIPE], tl.float32)
     dc, db = tl.zeros([STRIPE], tl.float32), tl.zeros([NARROW], tl.float32)
+    both_sums = tl.zeros([NARROW, NARROW], tl.float32)
     end = min((part + 1) * own, rows)
     for first in range(part * own, end, TILE):
         index = first + tl.arange(0, TILE)
@@ -150,13 +159,20 @@ def bottleneck_weights(y_ptr, grad_ptr, dz_ptr, inner_ptr, sums_ptr, rows, parts
         states = at[:, None] * width + w[None, :]
         y = tl.load(y_ptr + states, mask=inside[:, None] & there[None, :], other=0.0)
         grad = tl.load(grad_ptr + states, mask=inside[:, None] & there[None, :], other=0.0)
-        slots = at[:, None] * narrow + columns[None, :]
-        dz = tl.load(dz_ptr + slots, mask=inside[:, None] & known[None, :], other=0.0)
-        inner = tl.load(inner_ptr + slots, mask=inside[:, None] & known[None, :], other=0.0)
-        ddown += tl.dot(tl.trans(dz), y, input_precision=PRECISION)
-        dup += tl.dot(tl.trans(inner), grad, input_precision=PRECISION)
-        dc += tl.sum(grad.to(tl.float32), 0)
-        db += tl.sum(dz.to(tl.float32), 0)
+        slots = at[:, None] * NARROW + columns[None, :]
+        dz = tl.load(dz_ptr + slots, mask=inside[:, None], other=0.0)
+        inner = tl.load(inner_ptr + slots, mask=inside[:, None], other=0.0)
+        ddown = tl.dot(tl.trans(dz), y, ddown, input_precision=PRECISION)
+        dup = tl.dot(tl.trans(inner), grad, dup, input_precision=PRECISION)
+        if ONES:
+            if stripe == 0:
+                both_sums = tl.dot(tl.trans(dz), inner, both_sums, input_precision=PRECISION)
+        else:
+            dc += tl.sum(grad.to(tl.float32), 0)
+            db += tl.sum(dz.to(tl.float32), 0)
+    if ONES:
+        ones = (columns == narrow).to(tl.float32)
+        dc, db = tl.sum(dup * ones[:, None], 0), tl.sum(both_sums * ones[None, :], 1)
     sums_ptr += (task * parts + part).to(tl.int64) * (2 * narrow * width + width + narrow)
     both = known[:, None] & there[None, :]
     tl.store(sums_ptr + columns[:, None] * width + w[None, :], ddown, mask=both)
@@ -236,19 +252,19 @@ def _bottleneck_backward(
     tasks, narrow, width = down.shape
     rows, grad = len(z) // tasks, grad.contiguous()
     tile = _tile(len(z))
-    dy, dz, inner = torch.empty_like(grad), torch.empty_like(z), torch.empty_like(z)
     down, up = _dense(down), _dense(up)
     options = _options(grad, narrow, kind, wide=tile == 16)
+    dy, (dz, inner) = torch.empty_like(grad), z.new_empty(2, len(z), options["NARROW"])
     bottleneck_backward[(-(-rows // tile), tasks)](
         grad, down, up, z, dy, dz, inner, rows, width, narrow, down.stride(0), up.stride(0), TILE=tile, **options
     )
     stripes = -(-width // _STRIPE)
-    parts = max(1, min(rows // (2 * _STEP), _PROGRAMS // 2 // (stripes * tasks)))
+    parts = max(1, min(rows // (4 * _STEP), _PROGRAMS // 2 // (stripes * tasks)))
     sums = torch.empty(tasks, parts, (2 * narrow + 1) * width + narrow, dtype=torch.float32, device=z.device)
     bottleneck_weights[(stripes, parts, tasks)](
         y, grad, dz, inner, sums, rows, parts, -(-rows // parts), width, narrow,
-        STRIPE=_STRIPE, TILE=64 if y.dtype == torch.float32 else _STEP, NARROW=options["NARROW"],
-        PRECISION=options["PRECISION"], num_warps=4,
+        STRIPE=_STRIPE, TILE=_STEP, NARROW=options["NARROW"], ONES=options["NARROW"] > narrow, PRECISION=options["PRECISION"],
+        num_warps=4, num_stages=2 if y.dtype == torch.float32 else 4,
     )  # fmt: skip
     matrices = torch.empty(tasks, 2 * narrow * width, dtype=down.dtype, device=z.device)
     vectors = torch.empty(tasks, width + narrow, dtype=torch.float32, device=z.device)

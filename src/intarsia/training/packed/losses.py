@@ -88,10 +88,7 @@ def _pooled(task: Task, states: Tensor, own: dict[str, Tensor], rows: int) -> Te
     assert task.head_module is not None
     if task.head.kind == "token-classification" or task.head.pooling != "mean":
         return at_places(states, own["places"])
-    # A product with each row's share of each token: as precise as a sum, and without a scatter.
-    mine = own["owner"][:, None] == torch.arange(rows, device=states.device)[:, None]
-    share = mine.to(task.head_module.weight.dtype) / mine.sum(-1, keepdim=True).clamp(min=1)
-    return share @ states.to(task.head_module.weight.dtype)
+    return ops.row_means(states, own["owner"], rows, task.head_module.weight.dtype)
 
 
 def _scores(task: Task, pooled: Tensor, keys: Tensor, pooler: Any) -> Tensor:

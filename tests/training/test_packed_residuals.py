@@ -1,0 +1,105 @@
+"""Packed rows whose residual sums are left to the norms behind them, as on a GPU: here through Triton's interpreter."""
+
+import pytest
+import torch
+
+import tiny
+from intarsia.backbone import Backbone, residuals
+from intarsia.methods import BottleneckAdapter, LayerNormTuning, LoRA, PrefixTuning, TopLayers
+from intarsia.ops import Summed, again, fast
+from training import test_packed
+from training.test_packed import MEAN, check_gradients
+
+pytest.importorskip("triton")
+
+from intarsia.ops.kernels.norms import WholeNorm
+
+METHODS = {
+    "adapters": [BottleneckAdapter(width=3)] * 2,
+    "adapters without norms": [BottleneckAdapter(width=3, train_layer_norms=False)] * 2,
+    "a layer's adapter alone": [BottleneckAdapter(width=3, leave_out=(0,))] * 2,
+    "norms": [LayerNormTuning()],
+    "lora": [LoRA(rank=2)] * 2,
+    "the backbone's own norms": [TopLayers(k=1)],
+    "some with norms": [BottleneckAdapter(width=3), LoRA(rank=2), PrefixTuning(length=2, mid=None, init_std=0.5)],
+}
+
+
+@pytest.fixture
+def sums(monkeypatch):
+    """On any device; which norms made sums, and how many gradients each got."""
+    seen = []
+    whole = WholeNorm.backward
+
+    def backward(ctx, *grads):
+        seen.append((ctx.summed, sum(grad is not None for grad in grads)))
+        return whole(ctx, *grads)
+
+    for module in (residuals, fast):
+        monkeypatch.setattr(module, "fused", lambda x: x.dtype == torch.float32)
+    monkeypatch.setattr(fast, "fused_activation", lambda *_: None)  # the bottleneck's kernel has tests of its own
+    monkeypatch.setattr(WholeNorm, "backward", backward)
+    monkeypatch.setattr(test_packed, "TOL", {"rtol": 1e-3, "atol": 1e-5})
+    return seen
+
+
+@pytest.mark.parametrize("methods", METHODS)
+def test_the_gradients_are_those_of_padded_batches_alone(methods, sums, tmp_path, monkeypatch):
+    monkeypatch.setattr(test_packed, "stir", lambda task, seed: stirred(task, seed))
+    backbone = Backbone.wrap(tiny.build("bert").float())
+    chosen = METHODS[methods]
+    made, make = [], Summed.made
+    monkeypatch.setattr(Summed, "made", lambda self: made.append(self) or make(self))
+    check_gradients(backbone, chosen, [MEAN] * len(chosen), tmp_path)
+    packed = [made for made in sums if made[0]]
+    if methods != "the backbone's own norms":
+        assert packed
+        assert not made
+    if methods == "adapters":  # two norms a layer; the last one's states go to the heads alone
+        assert packed.count((True, 2)) == 2 * len(backbone.base.encoder.layer) - 1
+
+
+def stirred(task, seed):
+    from methods.every import stir
+
+    task = stir(task, seed=seed)
+    task.double = lambda: task.float()  # the kernels compute in fp32
+    return task
+
+
+def test_the_blocks_compute_as_before_where_there_is_no_kernel(monkeypatch):
+    backbone = Backbone.wrap(tiny.build("bert"))
+    blocks = [module for module, _ in backbone.left_to_norms]
+    assert len(blocks) == 4 * len(backbone.base.encoder.layer)
+    block, call = backbone.left_to_norms[0]
+    x, r = torch.randn(2, 3, block.dense.in_features), torch.randn(2, 3, block.dense.out_features)
+    assert torch.equal(call(x, r), block(x, r))
+    monkeypatch.setattr(residuals, "fused", lambda _: True)
+    monkeypatch.setattr(fast, "fused", lambda _: False)
+    assert torch.equal(call(x, r), block(x, r))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "distilbert", "vit"])
+def test_blocks_of_another_sort_are_left_alone(family):
+    assert not Backbone.wrap(tiny.build(family)).left_to_norms
+
+
+def test_a_sum_is_a_tensor_to_everything_else():
+    a, b, c = torch.randn(3, 4, 5)
+    waiting = Summed(b)
+    for total in (a + waiting, waiting + a, torch.add(a, waiting)):
+        assert isinstance(total, Summed)
+        assert torch.equal(total.made(), a + b)
+        assert total.shape == (4, 5)
+        assert torch.equal(total.mean(-1), (a + b).mean(-1))
+        assert torch.equal(torch.nn.functional.layer_norm(total, (5,)), torch.nn.functional.layer_norm(a + b, (5,)))
+        assert torch.equal(total + (c + waiting), a + b + c + b)
+        assert [
+            torch.equal(part.made(), rows)
+            for part, rows in zip(total.split([1, 3]), (a + b).split([1, 3]), strict=True)
+        ]
+    assert torch.equal(torch.add(a, waiting, alpha=2), a + 2 * b)
+    assert torch.equal(waiting + 1, b + 1)
+    assert torch.equal(torch.cat([waiting.made(), a]), torch.cat([b, a]))
+    assert (a.double() + waiting).dtype == torch.float64
+    assert again(a) is a
