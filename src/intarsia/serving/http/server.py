@@ -17,7 +17,7 @@ from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError
 from intarsia.serving.engine import Engine
 from intarsia.serving.http.app import create_app
-from intarsia.serving.http.auth import Keys
+from intarsia.serving.http.keys import Keys
 from intarsia.serving.http.onewrite import OneWrite
 from intarsia.serving.http.service import log
 from intarsia.serving.library import Library
