@@ -3,7 +3,6 @@
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -28,15 +27,6 @@ SPACE = memoryview(bytearray(64 * 2**10))
 Headers = list[tuple[str, str]]
 
 
-@dataclass(slots=True)
-class Asked:
-    """A question that is not yet answered."""
-
-    question: Texts
-    last: bool
-    forget: Callable[[], None]
-
-
 class Connection(asyncio.BufferedProtocol):
     """Reads requests one by one; the next is looked at when the answer before it has left."""
 
@@ -45,7 +35,10 @@ class Connection(asyncio.BufferedProtocol):
         self._door, self._bytes = door, begun
         self._head: Head | None = None
         self._since = 0.0
-        self._asked: Asked | None = None
+        self.question: Texts | None = None
+        """What is not yet answered."""
+        self._last = False
+        self._forget: Callable[[], None]
         self._writing = False
         self._timer: asyncio.TimerHandle | None = None
 
@@ -63,8 +56,8 @@ class Connection(asyncio.BufferedProtocol):
         """The client has hung up, or we have."""
         self._door.connections.discard(self)
         self._set_timer(None)
-        if self._asked is not None:
-            self._asked.forget()
+        if self.question is not None:
+            self._forget()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where bytes may be put; they are taken away at once."""
@@ -73,7 +66,8 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
         self._bytes += bytes(SPACE[:nbytes])
-        if self._asked is None and not self._writing:
+        self._set_timer(None)
+        if self.question is None and not self._writing:
             self._look()
         elif len(self._bytes) > LONGEST_BODY:  # who sends without waiting for answers waits now
             self._transport.pause_reading()
@@ -85,13 +79,12 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         """All has been sent."""
         self._writing = False
-        if self._asked is None:
+        if self.question is None:
             self._next()
 
     def answer(self, status: int, headers: Headers, body: bytes) -> None:
         """The answer to what was asked."""
-        assert self._asked is not None
-        last, self._asked = self._asked.last or self._door.ending, None
+        last, self.question = self._last or self._door.ending, None
         more = "Connection: close\r\n" if last else ""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
         self._transport.write(
@@ -100,19 +93,14 @@ class Connection(asyncio.BufferedProtocol):
         if last:
             self._transport.close()
             return
-        self._set_timer(self._transport.close, IDLE_SECONDS)
+        if not self._bytes:
+            self._set_timer(self._transport.close, IDLE_SECONDS)
         if not self._writing:
             self._next()
 
-    @property
-    def question(self) -> Texts:
-        """What is to be answered."""
-        assert self._asked is not None
-        return self._asked.question
-
     def end(self) -> None:
         """The door ends: so does what nobody waits for."""
-        if self._asked is None and self._head is None:
+        if self.question is None and self._head is None:
             self._transport.close()
 
     def _next(self) -> None:
@@ -122,7 +110,6 @@ class Connection(asyncio.BufferedProtocol):
 
     def _look(self) -> None:
         """Asks what has come, when all of it has."""
-        self._set_timer(None)
         if self._head is None:
             if not BLANK.search(self._bytes):
                 if len(self._bytes) > LONGEST_HEAD or self._bytes[: len(START)] != START[: len(self._bytes)]:
@@ -145,7 +132,8 @@ class Connection(asyncio.BufferedProtocol):
             self._give()
             return
         self._bytes, self._head = self._bytes[end:], None
-        self._asked = Asked(question, head.last, self._door.ask(self, head.path, self._since, question))
+        self.question, self._last = question, head.last
+        self._forget = self._door.ask(self, head.path, self._since, question)
 
     def _give(self) -> None:
         """Somebody else goes on with this connection."""

@@ -25,8 +25,6 @@ class Continued(OneWrite):
         """It is here."""
         super().connection_made(transport)
         super().data_received(self._begun)
-        if self._doors.ending:
-            self.shutdown()
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""

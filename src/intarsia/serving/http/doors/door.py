@@ -55,7 +55,8 @@ class Door(asyncio.Protocol):
                 self._ending = self._loop.create_task(self._end())
             else:
                 for number, *found in said:
-                    if connection := self._asked.pop(number, None):
+                    connection = self._asked.pop(number, None)
+                    if connection is not None and connection.question is not None:
                         connection.answer(*_answer(connection.question, *found))
 
     def knows(self, key: str | None) -> bool:
