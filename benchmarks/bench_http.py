@@ -4,8 +4,9 @@
 
 16 clients in a process of their own ask one short question each, again as soon as they are answered, over kept connections of
 loopback; server and client have a thread each. `straight`: as most clients ask. `framework`: the same question with
-`charset=utf-8` in its media type, which goes through FastAPI's dependencies and models, as every route did before. Turns of both,
-the median of their rates. Writes results/http.{json,md}.
+`charset=utf-8` in its media type, which goes through FastAPI's dependencies and models, as every route did before. `doors`: as
+most clients ask, with two processes before the engine's (`--processes 2`). Turns of all, the median of their rates, and of the
+processor's time that an answer takes in the process which has the engine. Writes results/http.{json,md}.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ from __future__ import annotations
 import asyncio
 import json
 import multiprocessing
-import os
-import signal
 import statistics
 import threading
 import time
-from multiprocessing.queues import SimpleQueue
+from multiprocessing.connection import Connection
 from typing import Any
 
-WAYS = {"straight": "application/json", "framework": "application/json; charset=utf-8"}
+WAYS = {
+    "straight": (0, "application/json"),
+    "framework": (0, "application/json; charset=utf-8"),
+    "doors": (2, "application/json"),
+}
+"""Doors, and what the body says it is."""
 CLIENTS, ANSWERS, TURNS = 16, 2000, 5
 BODY = json.dumps(
     {"task": "mood", "text": "a film that is worth every minute of it, and then some more words here"}
@@ -70,35 +74,55 @@ async def turn(port: int, kind: str, count: int) -> tuple[float, float]:
     return len(seconds) / (time.perf_counter() - begun), 1e3 * statistics.median(seconds)
 
 
-def ask(port: int, results: SimpleQueue[Any]) -> None:
-    """The clients' process."""
-    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-    for number in range(TURNS + 1):
-        for way, kind in WAYS.items():
-            one = asyncio.run(turn(port, kind, ANSWERS))
-            if number:  # the first warms up
-                found[way].append(one)
-    results.put(found)
+def ask(questions: Connection) -> None:
+    """The clients' process: a turn for each (port, kind) that it is told."""
+    while (told := questions.recv()) is not None:
+        questions.send(asyncio.run(turn(*told, ANSWERS)))
+
+
+class Served:
+    """A server on a thread."""
+
+    def __init__(self, doors: int) -> None:
+        from intarsia.serving.http import create_app, server
+
+        engine: Any = AtOnce()
+        ready, sock = threading.Event(), server.listen("127.0.0.1", 0)
+        self.port = sock.getsockname()[1]
+        self._server = server.made(create_app(engine, None), grace=5, ready=ready.set, processes=doors)
+        self._thread = threading.Thread(target=self._server.run, args=([sock],))
+        self._thread.start()
+        ready.wait()
+
+    def stop(self) -> None:
+        """And waits for the end."""
+        self._server.should_exit = True
+        self._thread.join()
 
 
 def main() -> None:
     from benchmarks.results import write_results
-    from intarsia.serving.http import create_app, server
 
     spawn = multiprocessing.get_context("spawn")
-    results, sock = spawn.SimpleQueue(), server.listen("127.0.0.1", 0)
-    process = spawn.Process(target=ask, args=(sock.getsockname()[1], results))
-
-    def watched() -> None:
-        process.start()
-        process.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    engine: Any = AtOnce()
-    server.run(create_app(engine, None), sock, grace=5, ready=threading.Thread(target=watched).start)
-    if process.exitcode or results.empty():
-        raise SystemExit("the clients failed; what they said is above")
-    found = results.get()
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=ask, args=(there,), daemon=True)
+    process.start()
+    there.close()
+    servers = {doors: Served(doors) for doors in {doors for doors, _ in WAYS.values()}}
+    found: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
+    spent: dict[str, list[float]] = {way: [] for way in WAYS}
+    for number in range(TURNS + 1):
+        for way, (doors, kind) in WAYS.items():
+            began = time.process_time()
+            here.send((servers[doors].port, kind))
+            one = here.recv()
+            if number:  # the first warms up
+                found[way].append(one)
+                spent[way].append(1e6 * (time.process_time() - began) / ANSWERS)
+    here.send(None)
+    process.join()
+    for one in servers.values():
+        one.stop()
     rates = {way: statistics.median(rate for rate, _ in turns) for way, turns in found.items()}
     rows = [
         {
@@ -108,6 +132,7 @@ def main() -> None:
             "slowest turn": round(min(rate for rate, _ in turns)),
             "fastest turn": round(max(rate for rate, _ in turns)),
             "p50 ms": round(statistics.median(middle for _, middle in turns), 2),
+            "CPU of the engine's process, us an answer": round(statistics.median(spent[way])),
             "x framework": round(rates[way] / rates["framework"], 2),
         }
         for way, turns in found.items()

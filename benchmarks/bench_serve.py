@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_serve
     python -m benchmarks.bench_serve --jobs soak --minutes 20 --keep
-    python -m benchmarks.bench_serve --device cuda --jobs load changes --clients 1 64 256
+    python -m benchmarks.bench_serve --device cuda --jobs load changes --clients 1 64 256 --processes 4
 
 MiniLM in fp32 (on a GPU in bf16); a request is one film review (27 tokens in the middle) for one task, drawn uniformly.
 Tasks have random values and are adapters of width 16, LoRA of rank 8, prefixes and prompts of 10 in turn. Server and client
@@ -15,32 +15,41 @@ and checks them). `overload`: requests at 3 times the rate that 64 clients reach
 the queue of 1,024 is full. `soak`: tasks are added, replaced and removed all the while, through the admin's routes and by
 folders (some written slowly, file by file), about twice as many as `--capacity` has room for, on a machine that others use
 too; every answer is compared with the one that its task gives alone, in any version that was served between question and
-answer (on a CPU only). Writes results/serve_{cpu,cuda}.{json,md}.
+answer (on a CPU only). `processes`: what the server was told of `--processes`. Writes results/serve_{cpu,cuda}.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.results import kept, write_results
-from benchmarks.serve_parts import DTYPES, MODEL, Client, Server, form, save_task, sentences
+from benchmarks.serve_parts import (
+    DTYPES,
+    MODEL,
+    Ask,
+    Client,
+    Server,
+    form,
+    in_process,
+    over_http,
+    save_task,
+    sentences,
+)
 from benchmarks.serve_soak import soak
 from intarsia.backbone import Backbone
 from intarsia.serving.engine import Engine
 from intarsia.serving.limits import Limits
-from intarsia.serving.requests import Classify, Event, Failed
 
 JOBS = ("load", "pace", "changes", "overload", "soak")
 NOTES = {
@@ -63,32 +72,6 @@ SHARES = (0.25, 0.5)
 """Of the rate that those clients reach by HTTP, for `pace`."""
 
 CHANGING_CLIENTS = 4
-
-Ask = Callable[[str, str], Awaitable[int]]
-"""(task, text) -> status."""
-
-
-def over_http(client: Client) -> Ask:
-    """Through the server."""
-
-    async def ask(task: str, text: str) -> int:
-        status, _ = await client.ask("POST", "/v1/classify", json.dumps({"task": task, "text": text}).encode())
-        return status
-
-    return ask
-
-
-def in_process(engine: Engine) -> Ask:
-    """Without HTTP."""
-
-    async def ask(task: str, text: str) -> int:
-        loop = asyncio.get_running_loop()
-        answered: asyncio.Future[Event] = loop.create_future()
-        engine.submit(Classify(task=task, texts=(text,)), lambda e: loop.call_soon_threadsafe(answered.set_result, e))
-        event = await answered
-        return event.error.status if isinstance(event, Failed) else 200
-
-    return ask
 
 
 async def clients(
@@ -246,7 +229,8 @@ async def measured(given: argparse.Namespace, note: Callable[[dict[str, Any]], N
             tasks = Path(place) / "tasks"
             for number in range(count):
                 save_task(backbone, tasks / f"task{number}", number)
-            server, engine = Server(tasks, Path(place), device=given.device), Engine(backbone)
+            more = [] if given.processes is None else ["--processes", str(given.processes)]
+            server, engine = Server(tasks, Path(place), *more, device=given.device), Engine(backbone)
             try:
                 engine.start()
                 for folder in sorted(tasks.iterdir()):
@@ -283,6 +267,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=list(JOBS[:-1]), choices=JOBS)
     parser.add_argument("--tasks", type=int, nargs="+", default=[1, 1024])
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 16, 64])
+    parser.add_argument("--processes", type=int, help="of the server, that speak HTTP; else as many as it chooses")
     parser.add_argument("--seconds", type=float, default=3, help="of each round; there are three")
     parser.add_argument("--minutes", type=float, default=20, help="of the soak")
     parser.add_argument("--rate", type=float, default=5, help="requests a second of the soak")
@@ -292,15 +277,15 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
 
     def note(row: dict[str, Any]) -> None:
-        rows.append(row)
-        print(row, flush=True)
+        rows.append({"job": row["job"], "processes": given.processes, **row})
+        print(rows[-1], flush=True)
 
     if set(given.jobs) - {"soak"}:
         asyncio.run(measured(given, note))
     if "soak" in given.jobs:
         asyncio.run(soak(given.minutes, given.rate, note))
     name = f"serve_{given.device}"
-    found, about = kept(name, rows, ("job",)) if given.keep else (rows, None)
+    found, about = kept(name, rows, ("job", "processes")) if given.keep else (rows, None)
     text = "\n\n".join([__doc__.split("\n\n")[2].replace("\n", " "), *NOTES.get(given.device, ())])
     write_results(name, f"The server under load, {given.device}", found, text=text, about=about)
 

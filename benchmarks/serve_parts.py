@@ -1,16 +1,19 @@
-"""What the benchmarks of serving share: tasks of random values in folders, the server as a process, and a lean client."""
+"""What the benchmarks of serving share: tasks of random values in folders, the server as a process, a lean client, and both ways
+to ask: with and without HTTP."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import resource
 import secrets
 import select
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,6 +22,8 @@ from intarsia.backbone import Backbone
 from intarsia.data.embedded import load_embedded
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
+from intarsia.serving.engine import Engine
+from intarsia.serving.requests import Classify, Event, Failed
 from intarsia.task import Task
 
 MODEL = "embedded:minilm"
@@ -30,6 +35,7 @@ METHODS = (
 )
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 LABELS = ("no", "yes", "perhaps")
+LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
 
 
 def save_task(backbone: Backbone, folder: Path, number: int, *, spread: float = 0.02) -> Task:
@@ -103,52 +109,109 @@ class Client:
     def __init__(self, host: str, port: int, key: str) -> None:
         self.host, self.port = host, port
         self._head = f"HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {key}\r\n"
-        self._free: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+        self._free: list[_Connection] = []
 
     async def ask(self, method: str, path: str, body: bytes = b"", kind: str = "application/json") -> tuple[int, bytes]:
         """Status and body."""
-        head = f"{method} {path} {self._head}Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode()
         while True:
-            reader, writer = await self._connection()
+            connection = await self._connection()
             try:
-                writer.write(head + body)
-                status, found = await _answer(reader)
-            except (ConnectionError, asyncio.IncompleteReadError):
+                found = await connection.ask(self._request(method, path, body, kind))
+            except ConnectionError:
                 # The server has closed a connection that was kept too long; a new one that breaks is an error.
-                writer.close()
                 if not self._free:
                     raise
                 continue
-            self._free.append((reader, writer))
-            return status, found
+            self._free.append(connection)
+            return found
 
     async def hang_up(self, path: str, body: bytes) -> None:
         """Sends a question and does not wait for the answer."""
         _, writer = await asyncio.open_connection(self.host, self.port)
-        lines = f"POST {path} {self._head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        writer.write(lines.encode() + body)
+        writer.write(self._request("POST", path, body, "application/json"))
         await writer.drain()
         writer.close()
 
     def close(self) -> None:
         """Ends all connections."""
-        for _, writer in self._free:
-            writer.close()
+        for connection in self._free:
+            connection.transport.close()
         self._free.clear()
 
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    def _request(self, method: str, path: str, body: bytes, kind: str) -> bytes:
+        return (
+            f"{method} {path} {self._head}Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+        )
+
+    async def _connection(self) -> _Connection:
         while self._free:
-            reader, writer = self._free.pop()
-            if not reader.at_eof():
-                return reader, writer
-            writer.close()
-        return await asyncio.open_connection(self.host, self.port)
+            connection = self._free.pop()
+            if not connection.transport.is_closing():
+                return connection
+        _, connection = await asyncio.get_running_loop().create_connection(_Connection, self.host, self.port)
+        return connection
 
 
-async def _answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    length = next((line.split(":")[1] for line in head if line.lower().startswith("content-length:")), "0")
-    return int(head[0].split()[1]), await reader.readexactly(int(length))
+class _Connection(asyncio.Protocol):
+    """Asks one thing at a time."""
+
+    transport: asyncio.Transport
+
+    def __init__(self) -> None:
+        self._came = b""
+        self._answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self._answer.done():
+            self._answer.set_exception(ConnectionError("the server has closed the connection"))
+            self._answer.exception()  # it is no accident where nobody waits
+
+    def data_received(self, data: bytes) -> None:
+        self._came += data
+        head, blank, body = self._came.partition(b"\r\n\r\n")
+        if not blank:
+            return
+        length = LENGTH.search(head)
+        if len(body) >= (int(length[1]) if length else 0):
+            self._came = b""
+            self._answer.set_result((int(head[9:12]), body))
+
+    def ask(self, request: bytes) -> asyncio.Future[tuple[int, bytes]]:
+        """Status and body. ConnectionError where the server closes the connection instead."""
+        if self._answer.done():
+            self._answer = asyncio.get_running_loop().create_future()
+        self.transport.write(request)
+        return self._answer
+
+
+Ask = Callable[[str, str], Awaitable[int]]
+"""(task, text) -> status."""
+
+
+def over_http(client: Client) -> Ask:
+    """Through the server."""
+
+    async def ask(task: str, text: str) -> int:
+        status, _ = await client.ask("POST", "/v1/classify", json.dumps({"task": task, "text": text}).encode())
+        return status
+
+    return ask
+
+
+def in_process(engine: Engine) -> Ask:
+    """Without HTTP."""
+
+    async def ask(task: str, text: str) -> int:
+        loop = asyncio.get_running_loop()
+        answered: asyncio.Future[Event] = loop.create_future()
+        engine.submit(Classify(task=task, texts=(text,)), lambda e: loop.call_soon_threadsafe(answered.set_result, e))
+        event = await answered
+        return event.error.status if isinstance(event, Failed) else 200
+
+    return ask
 
 
 def form(files: Sequence[tuple[str, bytes]]) -> tuple[bytes, str]:

@@ -4,7 +4,7 @@ import pytest
 
 from intarsia.errors import ConfigError
 from intarsia.serving.http import Keys
-from intarsia.serving.http.auth import Role
+from intarsia.serving.http.keys import Role
 from serving.fake_engine import FakeEngine, refusal, serving
 
 INFER, ADMIN = "infer-key-0123456789", "admin-key-0123456789"

@@ -1,6 +1,7 @@
 """`intarsia serve` where it cannot start: status 2 and one line, before a backbone is loaded."""
 
 import gc
+import os
 import socket
 from importlib import util
 
@@ -65,6 +66,20 @@ def test_a_keys_file_that_everybody_may_read_is_one_line(refused, tasks, tmp_pat
     (tmp_path / "keys").write_text("infer:0123456789abcdef\n")
     (tmp_path / "keys").chmod(0o644)
     refused("--backbone", "nowhere", "--tasks", tasks, "--keys", tmp_path / "keys", fragment="chmod 600")
+
+
+def test_processes_where_there_can_be_none_are_one_line(refused, tasks, monkeypatch):
+    monkeypatch.setattr(server, "ABLE", False)
+    refused("--backbone", "nowhere", "--tasks", tasks, "--processes", "2", fragment="works on Linux only")
+    assert server.doors_for("cuda") == 0
+
+
+@pytest.mark.parametrize(("cores", "doors"), [(2, 0), (3, 0), (4, 1), (16, 4), (128, 4)])
+def test_a_gpu_has_doors_where_there_are_cores_for_them(monkeypatch, cores, doors):
+    monkeypatch.setattr(server, "ABLE", True)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    assert server.doors_for("cuda") == doors
+    assert server.doors_for("cpu") == 0
 
 
 def test_a_missing_extra_is_one_line(refused, tasks, monkeypatch):

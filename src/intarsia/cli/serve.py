@@ -33,6 +33,15 @@ def serve(
         typer.Option(min=1, metavar="MB", help="Task tensors on the device; more are paged.  [default: no limit]"),
     ] = None,
     grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests get to finish on SIGTERM.")] = 30.0,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            metavar="N",
+            help="Processes that speak HTTP before the one with the model; 0: that one does.  [default: 0 on a CPU, else a "
+            "quarter of the cores, at most 4]",
+        ),
+    ] = None,
     log_texts: Annotated[bool, typer.Option("--log-texts", help="Log the texts of requests.")] = False,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -48,6 +57,7 @@ def serve(
         keys=keys,
         capacity=None if capacity is None else capacity * 1_000_000,
         grace=grace,
+        processes=processes,
         log_texts=log_texts,
         dtype=dtype,
         device=device,

@@ -9,11 +9,13 @@ from fastapi import FastAPI
 
 from intarsia.serving.engine import Engine
 from intarsia.serving.http import admin, classify, docs, inference_protocol, openai, pages, status
-from intarsia.serving.http.auth import OPEN, KeyGate, Keys
+from intarsia.serving.http.auth import OPEN, KeyGate
 from intarsia.serving.http.bodies import BodyLimit
 from intarsia.serving.http.edge import Edge
-from intarsia.serving.http.errors import ErrorAnswer, add_handlers
+from intarsia.serving.http.errors import add_handlers
+from intarsia.serving.http.keys import Keys
 from intarsia.serving.http.metrics import Meters
+from intarsia.serving.http.schemas import ErrorAnswer
 from intarsia.serving.http.service import Service
 from intarsia.serving.library import Library
 

@@ -6,15 +6,15 @@ Nothing that a client sent is repeated in a message of ours, so that an answer o
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel
 from starlette.exceptions import HTTPException
 
 from intarsia.errors import IntarsiaError
+from intarsia.serving.http.schemas import NOT_TEXT
 
 TYPES = {
     400: "invalid_request_error",
@@ -32,30 +32,7 @@ TYPES = {
     504: "timeout_error",
     507: "storage_error",
 }
-
-
-NOT_TEXT = "is not text: it holds half of a surrogate pair"
 TRIED = ("body", "str", "constrained-str")
-
-
-class ErrorBody(BaseModel):
-    """What went wrong."""
-
-    message: str
-    type: str
-    code: int
-
-
-class ErrorAnswer(BaseModel):
-    """The body of every answer that is not a success."""
-
-    error: ErrorBody
-
-
-class ProtocolErrorAnswer(BaseModel):
-    """The same under /v2."""
-
-    error: str
 
 
 class ApiError(HTTPException):
@@ -93,19 +70,6 @@ def answer(error: HTTPException, path: str) -> JSONResponse:
 def one_line(message: str) -> str:
     """No line breaks, no lone surrogates: what JSON and a log line can hold."""
     return " ".join(message.encode("utf-8", "replace").decode("utf-8").split())
-
-
-def whole(text: str) -> str:
-    """The text; ValueError where JSON's escapes made one that no encoding can say, and no tokenizer can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(NOT_TEXT) from None
-    return text
-
-
-Str = Annotated[str, AfterValidator(whole)]
-"""A string of a request's body."""
 
 
 def add_handlers(app: FastAPI) -> None:

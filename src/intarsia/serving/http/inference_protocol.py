@@ -17,8 +17,9 @@ from intarsia.errors import IntarsiaError
 from intarsia.serving.cards import Card
 from intarsia.serving.http.bodies import json_only
 from intarsia.serving.http.calls import answers
-from intarsia.serving.http.classify import MOST_ANSWERS, finite
-from intarsia.serving.http.errors import ApiError, ProtocolErrorAnswer, Str, api_error
+from intarsia.serving.http.classify_schemas import MOST_ANSWERS, finite
+from intarsia.serving.http.errors import ApiError, api_error
+from intarsia.serving.http.schemas import ProtocolErrorAnswer, Str
 from intarsia.serving.http.service import Deadline, Question, Serving
 from intarsia.serving.requests import Answer, Classify, Tag
 

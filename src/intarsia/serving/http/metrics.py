@@ -56,13 +56,14 @@ class Meters:
         # Finding a child by its labels takes longer than counting.
         self._counter = cache(lambda method, route, status: self._answers.labels(method, route, str(status)))
         self._timer = cache(self._seconds.labels)
+        self._asked = cache(self._tasks.labels)
 
     def asked(self, task: str | None) -> None:
         """A question that the engine took. task None: for the plain backbone."""
         name = "" if task is None else task
         if name not in self._named and len(self._named) < MOST_TASKS:
             self._named.add(name)
-        self._tasks.labels(name if name in self._named else "other").inc()
+        self._asked(name if name in self._named else "other").inc()
 
     def answered(self, method: str, route: str, status: int, seconds: float) -> None:
         """An answer has been sent; status 0: the client left before."""

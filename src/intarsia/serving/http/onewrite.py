@@ -40,6 +40,9 @@ class _Joined:
         if held:
             self._transport.write(held[0] if len(held) == 1 else b"".join(held))
 
+    def get_write_buffer_size(self) -> int:
+        return self._size + self._transport.get_write_buffer_size()
+
     def close(self) -> None:
         self._flush()
         self._transport.close()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from intarsia.serving.http.errors import Str
+from intarsia.serving.http.schemas import Str
 from intarsia.serving.sampling import Sampling
 
 MOST_TOKENS = 1_000_000

@@ -2,9 +2,15 @@
 
 import asyncio
 import threading
-from typing import Any
+from typing import Any, Protocol
 
-Queue = asyncio.Queue[Any]
+
+class Queue(Protocol):
+    """Where events go; an asyncio.Queue is one."""
+
+    def put_nowait(self, item: Any, /) -> None:
+        """Never waits."""
+        ...
 
 
 class Post:

@@ -1,14 +1,19 @@
 """From a backbone and a folder to a running server; what is wrong with port, keys or folder is known before a backbone loads."""
 
+import asyncio
 import contextlib
 import gc
 import ipaddress
 import logging
+import os
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -17,11 +22,18 @@ from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError
 from intarsia.serving.engine import Engine
 from intarsia.serving.http.app import create_app
-from intarsia.serving.http.auth import Keys
+from intarsia.serving.http.doors.continued import Continued
+from intarsia.serving.http.doors.doors import Doors
+from intarsia.serving.http.keys import Keys
 from intarsia.serving.http.onewrite import OneWrite
 from intarsia.serving.http.service import log
 from intarsia.serving.library import Library
 from intarsia.taskfile import read_description
+
+ABLE = sys.platform == "linux"
+"""Whether there can be doors: open connections are sent in packets of their own."""
+MOST_DOORS = 4
+"""Where nobody says how many."""
 
 
 def serve_folder(
@@ -33,6 +45,7 @@ def serve_folder(
     keys: Path | None = None,
     capacity: int | None = None,
     grace: float = 30.0,
+    processes: int | None = None,
     log_texts: bool = False,
     dtype: str = "auto",
     device: str = "auto",
@@ -40,8 +53,11 @@ def serve_folder(
     """Serves the task folders under `tasks` until SIGTERM or Ctrl-C; says on stdout when and where it is ready.
 
     keys: a file for `Keys.read`. capacity: bytes of task tensors on the device. grace: seconds that requests under way get
-    at the end. ConfigError for a bad address, keys file or folder, BackboneError for a bad backbone.
+    at the end. processes: that speak HTTP before this one; 0: none, None: as many as suit this machine. ConfigError for a bad
+    address, keys file, folder or setting, BackboneError for a bad backbone.
     """
+    if processes and not ABLE:
+        raise ConfigError("--processes works on Linux only; leave it out")
     allowed = None if keys is None else Keys.read(keys)
     if not tasks.is_dir():
         raise ConfigError(f"the tasks' folder {tasks} does not exist; make it, or give another --tasks")
@@ -63,7 +79,8 @@ def serve_folder(
                 print(f"{url(sock)} serves {number} on {backbone} ({how})", flush=True)
 
             app = create_app(engine, allowed, library=library, log_texts=log_texts)
-            run(app, sock, grace=grace, ready=ready)
+            doors = doors_for(engine.backbone.device.type) if processes is None else processes
+            run(app, sock, grace=grace, ready=ready, processes=doors)
             library.stop()
             engine.drain(grace)
 
@@ -156,8 +173,56 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(app: FastAPI, sock: socket.socket, *, grace: float, ready: Callable[[], None]) -> None:
-    """Serves until SIGTERM or Ctrl-C; requests under way then have `grace` seconds. A second Ctrl-C ends it at once."""
+class _ServerBehindDoors(_Server):
+    """The same without a listener of its own: doors give it its connections."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None], app: FastAPI, count: int) -> None:
+        super().__init__(config, ready)
+        self._app, self._count = app, count
+        self._coming: set[asyncio.Task[Any]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        [sock], state = sockets or [], self._app.state
+        self._doors = Doors(self._count, state.service, state.keys, sock, self._take)
+        try:
+            await self._doors.start()
+        except BaseException:
+            self._doors.kill()
+            raise
+        await super().startup([])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        until = time.monotonic() + float(self.config.timeout_graceful_shutdown or 0)
+        await self._doors.end(until, lambda: self.force_exit)
+        self.config.timeout_graceful_shutdown = max(0.1, until - time.monotonic())  # type: ignore[assignment]
+        await super().shutdown(sockets)
+
+    def _take(self, begun: bytes, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        protocol = Continued(
+            self._doors,
+            begun,
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=loop,
+        )
+        made = loop.create_task(loop.connect_accepted_socket(lambda: protocol, sock))
+        self._coming.add(made)
+        made.add_done_callback(self._coming.discard)
+
+
+def doors_for(device: str) -> int:
+    """How many processes speak HTTP before the engine's where nobody says it: on a CPU they would take from the model's time."""
+    if device == "cpu" or not ABLE:
+        return 0
+    return min(MOST_DOORS, len(os.sched_getaffinity(0)) // 4)
+
+
+def made(app: FastAPI, *, grace: float, ready: Callable[[], None], processes: int = 0) -> uvicorn.Server:
+    """uvicorn's server of an application. processes: doors; 0: HTTP is spoken here."""
     config = uvicorn.Config(
         app,
         log_config=None,
@@ -169,4 +234,9 @@ def run(app: FastAPI, sock: socket.socket, *, grace: float, ready: Callable[[], 
         lifespan="off",
         timeout_graceful_shutdown=max(1, round(grace)),
     )
-    _Server(config, ready).run([sock])
+    return _ServerBehindDoors(config, ready, app, processes) if processes else _Server(config, ready)
+
+
+def run(app: FastAPI, sock: socket.socket, *, grace: float, ready: Callable[[], None], processes: int = 0) -> None:
+    """Serves until SIGTERM or Ctrl-C; requests under way then have `grace` seconds. A second Ctrl-C ends it at once."""
+    made(app, grace=grace, ready=ready, processes=processes).run([sock])

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
 from intarsia.serving.cards import Card
-from intarsia.serving.http.classify import finite
+from intarsia.serving.http.classify_schemas import finite
 from intarsia.serving.http.service import Serving
 
 router = APIRouter(tags=["server"])

@@ -1,0 +1,163 @@
+"""The doors of one server: they are started, given connections in turn, replaced where they die, and end with the server."""
+
+import asyncio
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+from intarsia.errors import IntarsiaError
+from intarsia.serving.http.doors.gate import Gate
+from intarsia.serving.http.doors.passage import Passage, Take
+from intarsia.serving.http.keys import Keys
+from intarsia.serving.http.service import Service, log
+
+BACKLOG = 2048
+AT_ONCE = 64
+"""Connections that are accepted before others have their turn."""
+AGAIN_SECONDS = 1.0
+"""How long to wait where there was no file left for a connection, or where a door has died before it was ready."""
+
+
+class Doors:
+    """All doors. Belongs to the event loop of the engine's process."""
+
+    def __init__(self, count: int, service: Service, keys: Keys | None, sock: socket.socket, take: Take) -> None:
+        """sock: bound. take: gets the connections that no door answers."""
+        self._count, self._service, self._keys, self._sock, self._take = count, service, keys, sock, take
+        self._loop = asyncio.get_running_loop()
+        self._started: set[_Started] = set()
+        self._ready: list[_Started] = []
+        self._turns = itertools.count()
+        self.ending = False
+        self._replacing: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Starts all, and listens when they are ready."""
+        self._sock.listen(BACKLOG)
+        self._sock.setblocking(False)
+        await asyncio.gather(*(self._one() for _ in range(self._count)))
+        while len(self._ready) < self._count:
+            if len(self._started) < self._count:
+                raise IntarsiaError("a door process has ended before it was ready; what it said is above")
+            await asyncio.sleep(0.01)
+
+    def give(self, begun: bytes, connection: socket.socket) -> None:
+        """Gives a connection to the next door."""
+        self._ready[next(self._turns) % len(self._ready)].passage.give(begun, connection)
+
+    @property
+    def open(self) -> bool:
+        """Whether a connection can be given to a door."""
+        return bool(self._ready) and not self.ending
+
+    async def end(self, until: float, hurried: Callable[[], bool]) -> None:
+        """No new connections. The doors answer what has begun, until this time.monotonic(), or until somebody is in a hurry."""
+        self.ending = True
+        self._loop.remove_reader(self._sock)
+        self._sock.close()  # else new ones would wait for an answer that nobody gives
+        for one in self._ready:
+            one.gate.end()
+        while self._started and time.monotonic() < until and not hurried():
+            await asyncio.sleep(0.01)
+        self.kill()
+
+    def kill(self) -> None:
+        """Ends what is left, at once."""
+        self.ending = True
+        for one in list(self._started):
+            self._started.discard(one)
+            one.close()
+
+    async def _one(self) -> None:
+        gate, its_gate = socket.socketpair()
+        passage, its_passage = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with its_gate, its_passage:
+            try:
+                process = _process(its_gate.fileno(), its_passage.fileno())
+            except OSError:
+                gate.close()
+                passage.close()
+                raise
+        one = _Started(process, Passage(passage, self._take))
+        one.gate = Gate(self._service, self._keys, lambda: self._opened(one), lambda: self._lost(one))
+        self._started.add(one)
+        await self._loop.create_connection(lambda: one.gate, sock=gate)
+
+    def _opened(self, one: "_Started") -> None:
+        self._ready.append(one)
+        self._listen()
+
+    def _lost(self, one: "_Started") -> None:
+        if one not in self._started:
+            return
+        self._started.discard(one)
+        one.close()
+        was_ready = one in self._ready
+        if was_ready:
+            self._ready.remove(one)
+        if not self.ending:
+            if not self._ready:
+                self._loop.remove_reader(self._sock)
+            log.warning("door process %d has ended; another one is started", one.process.pid)
+            replacing = self._loop.create_task(self._replace(0.0 if was_ready else AGAIN_SECONDS))
+            self._replacing.add(replacing)
+            replacing.add_done_callback(self._replacing.discard)
+
+    async def _replace(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        while not self.ending:
+            try:
+                await self._one()
+            except OSError as error:
+                log.warning("no door process can be started: %s", error.strerror)
+                await asyncio.sleep(AGAIN_SECONDS)
+            else:
+                return
+
+    def _listen(self) -> None:
+        if self.open:
+            self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            try:
+                connection, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                log.warning("no connection can be accepted: %s", error.strerror)
+                self._loop.remove_reader(self._sock)
+                self._loop.call_later(AGAIN_SECONDS, self._listen)
+                return
+            connection.setblocking(False)
+            self.give(b"", connection)
+
+
+class _Started:
+    """A door's process, and what connects us with it."""
+
+    gate: Gate
+
+    def __init__(self, process: subprocess.Popen[bytes], passage: Passage) -> None:
+        self.process, self.passage = process, passage
+
+    def close(self) -> None:
+        """The process has said goodbye, or is to end at once."""
+        self.passage.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def _process(*files: int) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "intarsia.serving.http.doors.door", *map(str, files)],
+        pass_fds=files,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        process_group=0,  # a terminal's Ctrl-C is not for it
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},  # it finds what we found
+    )
