@@ -156,7 +156,7 @@ def test_the_bottleneck_with_its_residual(tasks, rows, width, narrow, activation
     expected = wide[0] + reference.bottleneck(wide[0], *parts(wide[1]), ACTIVATIONS[activation])
     # Half precision may put an activation on the other side of relu's bend, and with it the whole of a gradient's number.
     bent = activation == "relu" and dtype != torch.float32
-    check(made, [y, flat], expected, wide, 2 * tol if bent else tol)
+    check(made, [y, flat], expected, wide, 3 * tol if bent else tol)
 
 
 def close(made, expected, tol):
