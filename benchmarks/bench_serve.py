@@ -54,12 +54,12 @@ from intarsia.serving.limits import Limits
 JOBS = ("load", "pace", "changes", "overload", "soak")
 NOTES = {
     "cuda": (
-        "Turns of 1.2 s. One client waits 0.8 to 0.9 ms longer by HTTP, four that ask without a pause 2.3 to 2.6 (goal: 3). The "
-        "server's Python, which engine, tokenizer and HTTP share, answers 880 to 1,150 requests a second by HTTP and 2,000 to "
-        "3,500 without, and who asks without a pause queues for it: 16 clients wait 9 ms longer, 64 about 35. At rates of random "
-        "moments it is 1.7 to 2.3 ms at a quarter of the most, 3.1 and 6 at half of it. Before a25920e, on another host, 64 "
-        "clients had 800 to 950 answers a second and a p95 of 306 to 341 ms, now 73 to 86: full collections of Python's garbage "
-        "no longer look at the libraries and the model, and an answer takes fewer system calls and less of the framework.",
+        "Turns of 1 s on eight of a host's processors, with tests of kernels on the same GPU meanwhile, which may be "
+        "where some of the longest waits are from, by HTTP or without. With four processes that speak HTTP (`processes`) "
+        "one to four clients wait 0.4 to 0.7 ms longer than without HTTP, 16 1.2 ms (with 1,024 tasks less than noise), "
+        "64 2.4 and 3.4 (goal: 3). At rates of random moments it is 0.5 to 1.1 ms. Where the engine's process speaks HTTP"
+        " itself (0), engine, tokenizer and HTTP share one interpreter, and who asks without a pause queues for it: 16 "
+        "clients wait 10 ms longer, 64 38, and these get 1,060 answers a second in place of 3,000.",
     )
 }
 """What a reader of the present file should know; goes with its next whole run."""

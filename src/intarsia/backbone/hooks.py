@@ -2,14 +2,14 @@
 keys stay as they are, and Linear, Conv1D and quantised linears look alike."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from intarsia.backbone.ending import Ending
-from intarsia.ops import Own, Summed
+from intarsia.ops import Own, Summed, made
 from intarsia.sites import Part, Role, Site
 
 Project = Callable[[Tensor, Tensor], Tensor]
@@ -40,8 +40,8 @@ class Hooks:
             handle.remove()
 
 
-def first_argument(args: tuple, kwargs: dict) -> Tensor:
-    """A module's input, however its caller spelt it."""
+def first_argument(args: tuple, kwargs: dict) -> Any:
+    """A module's input, however its caller spelt it: a Tensor, or a norm's Summed."""
     if args:
         return args[0]
     return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
@@ -78,7 +78,7 @@ def at_projection(base: nn.Module, site: Site, change: Project, ending: Ending |
     if not site.source:
 
         def own(_module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor:
-            return _on_part(site.part, first_argument(args, kwargs), y, change)
+            return _on_part(site.part, made(first_argument(args, kwargs)), y, change)
 
         # Before the others on this module: where a norm ends a sublayer (Gemma 2), its adapter reads the trained norm.
         return Hooks(module.register_forward_hook(own, with_kwargs=True, prepend=site.role is Role.NORM))
