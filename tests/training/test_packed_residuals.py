@@ -5,7 +5,7 @@ import torch
 
 import tiny
 from intarsia.backbone import Backbone, residuals
-from intarsia.methods import BitFit, BottleneckAdapter, LayerNormTuning, LoRA, PrefixTuning, TopLayers
+from intarsia.methods import BitFit, BottleneckAdapter, LayerNormTuning, LoRA, TopLayers
 from intarsia.ops import Summed, again, fast
 from intarsia.training.packed.stepper import PackedStepper
 from ops.on_device import DEVICE
@@ -24,7 +24,7 @@ METHODS = {
     "lora": [LoRA(rank=2)] * 2,
     "the backbone's own norms": [TopLayers(k=1)],
     "some with biases": [BitFit(), BottleneckAdapter(width=3, train_layer_norms=False)],
-    "some with norms": [BottleneckAdapter(width=3), LoRA(rank=2), PrefixTuning(length=2, mid=None, init_std=0.5)],
+    "all": [*test_packed.METHODS.values(), BitFit()],
 }
 
 
@@ -58,7 +58,10 @@ def test_the_gradients_are_those_of_padded_batches_alone(methods, sums, tmp_path
     packed = [made for made in sums if made[0]]
     if methods != "the backbone's own norms":
         assert packed
-        assert not made or methods == "some with biases"  # whose change is behind a norm that has been computed
+        assert not made or methods in (
+            "some with biases",
+            "all",
+        )  # whose change is behind a norm that has been computed
     if methods == "adapters":  # two norms a layer; the last one's states go to the heads alone
         assert packed.count((True, 2)) == 2 * len(backbone.base.encoder.layer) - 1
 
