@@ -229,8 +229,7 @@ async def measured(given: argparse.Namespace, note: Callable[[dict[str, Any]], N
             tasks = Path(place) / "tasks"
             for number in range(count):
                 save_task(backbone, tasks / f"task{number}", number)
-            more = [] if given.processes is None else ["--processes", str(given.processes)]
-            server, engine = Server(tasks, Path(place), *more, device=given.device), Engine(backbone)
+            server, engine = Server(tasks, Path(place), *given.more, device=given.device), Engine(backbone)
             try:
                 engine.start()
                 for folder in sorted(tasks.iterdir()):
@@ -273,6 +272,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=5, help="requests a second of the soak")
     parser.add_argument("--keep", action="store_true", help="beside the rows that the result file has of other jobs")
     given = parser.parse_args()
+    given.more = [] if given.processes is None else ["--processes", str(given.processes)]
     torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
 
@@ -283,7 +283,7 @@ def main() -> None:
     if set(given.jobs) - {"soak"}:
         asyncio.run(measured(given, note))
     if "soak" in given.jobs:
-        asyncio.run(soak(given.minutes, given.rate, note))
+        asyncio.run(soak(given.minutes, given.rate, note, *given.more))
     name = f"serve_{given.device}"
     found, about = kept(name, rows, ("job", "processes")) if given.keep else (rows, None)
     text = "\n\n".join([__doc__.split("\n\n")[2].replace("\n", " "), *NOTES.get(given.device, ())])

@@ -89,8 +89,10 @@ class Server:
         return Client(self.host, int(self.port), self.key)
 
     def resident(self) -> float:
-        """MB of memory that it holds now."""
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
+        """MB of memory that it and its doors hold now."""
+        own = str(self.process.pid)
+        doors = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in (own, *doors))
         return pages * resource.getpagesize() / 1e6
 
     def stop(self) -> int:

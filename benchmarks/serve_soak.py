@@ -268,13 +268,13 @@ def _prepared(place: Path) -> tuple[dict[str, dict[str, Path]], dict[str, list[S
     return stored, solo
 
 
-async def soak(minutes: float, rate: float, note: Callable[[dict[str, Any]], None]) -> None:
-    """Runs it, and notes one row; RuntimeError where an answer was wrong, after the row."""
+async def soak(minutes: float, rate: float, note: Callable[[dict[str, Any]], None], *more: str) -> None:
+    """Runs it, and notes one row; RuntimeError where an answer was wrong, after the row. more: options of the server."""
     with tempfile.TemporaryDirectory() as folder:
         place, tasks = Path(folder), Path(folder) / "tasks"
         tasks.mkdir()
         stored, solo = _prepared(place / "stored")
-        server = Server(tasks, place, "--capacity", str(CAPACITY_MB))
+        server = Server(tasks, place, "--capacity", str(CAPACITY_MB), *more)
         try:
             it = Soak(server, tasks, stored, solo)
             await it.run(minutes, rate)
