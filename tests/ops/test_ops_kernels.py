@@ -14,7 +14,7 @@ from intarsia.ops.kernels.adamw import update
 from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KINDS
 from intarsia.ops.kernels.bottleneck import bottleneck
 from intarsia.ops.kernels.bottleneck import launch as launch_bottleneck
-from intarsia.ops.kernels.norms import WholeNorm, norm_change
+from intarsia.ops.kernels.norms import SummedNorm, norm_change
 from intarsia.ops.kernels.norms import launch as launch_norm_change
 from intarsia.ops.kernels.segments import short_segments
 
@@ -222,7 +222,7 @@ def test_a_norm_adds_its_residual_and_the_gradients_of_its_readers(trained, bias
         return change + torch.nn.functional.layer_norm(x, (37,), *[one.double() for one in own], eps=1e-5)
 
     x, r, gain, shift = parts(inputs)
-    made = WholeNorm.apply(x, r, own[0], own[1] if bias else None, gain, shift, 1e-5, True)
+    made = SummedNorm.apply(x, r, own[0], own[1] if bias else None, gain, shift, 1e-5, True)
     assert made[0].data_ptr() == made[1].data_ptr()
     wide = doubles(inputs)
     expected = alone(wide)

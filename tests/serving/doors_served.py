@@ -3,7 +3,6 @@
 import re
 import socket
 import threading
-import time
 from contextlib import contextmanager
 
 from intarsia.serving.http import create_app, server
@@ -94,13 +93,3 @@ def _has_no_body(head):
 
 def status(said):
     return int(said.split()[1])
-
-
-def eventually(check, seconds=15):
-    """The first true value of `check`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := check():
-            return found
-        time.sleep(0.02)
-    raise AssertionError("it never happened")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import httpx2 as httpx
@@ -105,3 +106,13 @@ def post(path: str, body: dict, *headers: str) -> tuple[str, bytes]:
         *headers,
     ]
     return "\n".join(lines) + "\n\n", content
+
+
+def eventually(check, seconds=30):
+    """The first true value of `check`."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := check():
+            return found
+        time.sleep(0.02)
+    raise AssertionError("it never happened")

@@ -13,7 +13,8 @@ import pytest
 from intarsia.serving.http.doors import connection
 from intarsia.serving.http.doors.passage import Passage
 from intarsia.serving.requests import Answer
-from serving.doors_served import eventually, get, read, request, served, status
+from serving.doors_served import get, read, request, served, status
+from serving.served_process import eventually
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,8 @@ import httpx2 as httpx
 import pytest
 
 from intarsia.backbone import Backbone
-from serving.doors_served import eventually
 from serving.served import make, save, solo
-from serving.served_process import LONG, Server, make_long_decoder
+from serving.served_process import LONG, Server, eventually, make_long_decoder
 
 ADMIN = "admin-key-0123456789"
 

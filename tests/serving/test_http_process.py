@@ -12,7 +12,7 @@ import pytest
 from intarsia.backbone import Backbone
 from intarsia.serving.http.bodies import JSON_BYTES
 from serving.served import make, save, solo
-from serving.served_process import LONG, Server, make_long_decoder, post
+from serving.served_process import LONG, Server, eventually, make_long_decoder, post
 
 INFER, ADMIN = "infer-key-0123456789", "admin-key-0123456789"
 KEY = f"X-API-Key: {INFER}"
@@ -50,16 +50,6 @@ def server(backbone, place):
 def client(server):
     with server.client(INFER) as client:
         yield client
-
-
-def eventually(check, seconds=30):
-    """The first true value of `check`."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if found := check():
-            return found
-        time.sleep(0.05)
-    raise AssertionError("it never happened")
 
 
 def works(client):

@@ -42,11 +42,11 @@ def frozen_norm(x: Tensor | Summed, own: Own) -> Tensor:
 
 def _twice(x: Tensor | Summed, own: Own, gain: Tensor | None, bias: Tensor | None) -> Tensor:
     """The norm, for a residual connection as well."""
-    from intarsia.ops.kernels.norms import WholeNorm
+    from intarsia.ops.kernels.norms import SummedNorm
 
     parts = x.parts if isinstance(x, Summed) and len(x.parts) == 2 else (made(x), None)
     first, residual = (None if part is None else part.contiguous() for part in parts)
-    return readable_twice(*WholeNorm.apply(first, residual, own.gain, own.bias, gain, bias, own.eps, own.centre))  # type: ignore[misc]
+    return readable_twice(*SummedNorm.apply(first, residual, own.gain, own.bias, gain, bias, own.eps, own.centre))  # type: ignore[misc]
 
 
 def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:

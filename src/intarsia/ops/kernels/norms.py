@@ -169,9 +169,9 @@ def _launch_backward(
     return dx, found
 
 
-class WholeNorm(Function):
+class SummedNorm(Function):
     """(G + g) n(x + r) + C + c, twice: the second time for another reader, whose gradient need not be added to the first one's in
-    memory. Without g, c or r, or with bias C alone, as with zeros."""
+    memory. Where g, c, C or r is None it is left out."""
 
     @staticmethod
     def forward(
