@@ -40,7 +40,7 @@ def doubles(inputs):
 
 
 @both
-@pytest.mark.parametrize("lengths", [[5, 0, 70, 1, 64], [130, 3], [2]], ids=str)
+@pytest.mark.parametrize("lengths", [[5, 0, 70, 1, 64], [130, 3], [65, 128], [2]], ids=str)
 @pytest.mark.parametrize(("heads", "groups", "width"), [(2, 1, 64), (4, 2, 40), (2, 2, 16)])
 @pytest.mark.parametrize(("causal", "window", "prefix"), [(False, 0, 0), (True, 0, 7), (False, 0, 20), (True, 4, 0)])
 def test_attention_within_short_segments(lengths, heads, groups, width, causal, window, prefix, dtype, tol):

@@ -137,10 +137,11 @@ def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner
 
 
 @triton.jit
-def bottleneck_weights(y_ptr, grad_ptr, dz_ptr, inner_ptr, sums_ptr, rows, parts, own, width, narrow,
+def bottleneck_weights(y_ptr, grad_ptr, dz_ptr, inner_ptr, matrices_ptr, vectors_ptr, rows, parts, own, width, narrow,
+              matrices_row, vectors_row,
               STRIPE: tl.constexpr, TILE: tl.constexpr, NARROW: tl.constexpr, ONES: tl.constexpr,
               PRECISION: tl.constexpr):  # fmt: skip
-    """Of one part of a task's rows (`own` of them): dD (M, W), dU (W, M), dc (W) and db (M), one behind the other.
+    """Of one part of a task's rows (`own` of them): dD (M, W) and dU (W, M), and dc (W) and db (M), one behind the other.
 
     ONES: the inner activation's column of ones makes the sums over rows, dc and db, a row and a column of products: a sum beside
     them took half as long again as they do.
@@ -173,15 +174,17 @@ def bottleneck_weights(y_ptr, grad_ptr, dz_ptr, inner_ptr, sums_ptr, rows, parts
     if ONES:
         ones = (columns == narrow).to(tl.float32)
         dc, db = tl.sum(dup * ones[:, None], 0), tl.sum(both_sums * ones[None, :], 1)
-    sums_ptr += (task * parts + part).to(tl.int64) * (2 * narrow * width + width + narrow)
+    row = (task * parts + part).to(tl.int64)
+    matrices_ptr += row * matrices_row
+    vectors_ptr += row * vectors_row
     both = known[:, None] & there[None, :]
-    tl.store(sums_ptr + columns[:, None] * width + w[None, :], ddown, mask=both)
-    sums_ptr += narrow * width
-    tl.store(sums_ptr + w[None, :] * narrow + columns[:, None], dup, mask=both)
-    sums_ptr += narrow * width
-    tl.store(sums_ptr + w, dc, mask=there)
+    low = matrices_ptr.dtype.element_ty
+    tl.store(matrices_ptr + columns[:, None] * width + w[None, :], ddown.to(low), mask=both)
+    matrices_ptr += narrow * width
+    tl.store(matrices_ptr + w[None, :] * narrow + columns[:, None], dup.to(low), mask=both)
+    tl.store(vectors_ptr + w, dc, mask=there)
     if stripe == 0:
-        tl.store(sums_ptr + width + columns, db, mask=known)
+        tl.store(vectors_ptr + width + columns, db, mask=known)
 
 
 def _tile(count: int) -> int:
@@ -260,15 +263,19 @@ def _bottleneck_backward(
     )
     stripes = -(-width // _STRIPE)
     parts = max(1, min(rows // (4 * _STEP), _PROGRAMS // 2 // (stripes * tasks)))
-    sums = torch.empty(tasks, parts, (2 * narrow + 1) * width + narrow, dtype=torch.float32, device=z.device)
+    matrices = torch.empty(tasks, 2 * narrow * width, dtype=down.dtype, device=z.device)
+    vectors = torch.empty(tasks, width + narrow, dtype=torch.float32, device=z.device)
+    into = matrices, vectors
+    if parts > 1:
+        sums = torch.empty(tasks, parts, matrices.shape[1] + vectors.shape[1], dtype=torch.float32, device=z.device)
+        into = sums, sums[..., matrices.shape[1] :]
     bottleneck_weights[(stripes, parts, tasks)](
-        y, grad, dz, inner, sums, rows, parts, -(-rows // parts), width, narrow,
+        y, grad, dz, inner, *into, rows, parts, -(-rows // parts), width, narrow, *(one.stride(-2) for one in into),
         STRIPE=_STRIPE, TILE=_STEP, NARROW=options["NARROW"], ONES=options["NARROW"] > narrow, PRECISION=options["PRECISION"],
         num_warps=4, num_stages=2 if y.dtype == torch.float32 else 4,
     )  # fmt: skip
-    matrices = torch.empty(tasks, 2 * narrow * width, dtype=down.dtype, device=z.device)
-    vectors = torch.empty(tasks, width + narrow, dtype=torch.float32, device=z.device)
-    add_up(sums, matrices, vectors)
+    if parts > 1:
+        add_up(into[0], matrices, vectors)
     return dy, matrices, vectors
 
 

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from intarsia.ops.addressed import Before
-from intarsia.ops.kernels.segments import _LOG2E, _fold, _put, _tile
+from intarsia.ops.kernels.tiles import LOG2E, fold, put, tile
 
 _NONE, _BOOL, _ADDED = range(3)
 
@@ -37,19 +37,19 @@ def prefixed_forward(
     k_ptr += row * k_row + head // groups * k_head
     v_ptr += row * v_row + head // groups * v_head
     index = q_at + tl.arange(0, Q_TILE)
-    q = _tile(q_ptr + row * q_row + head * q_head, 0, q_at, q_token, queries, width, WIDTH, Q_TILE)
+    q = tile(q_ptr + row * q_row + head * q_head, 0, q_at, q_token, queries, width, WIDTH, Q_TILE)
     top = tl.full([Q_TILE], -1e30, tl.float32)
     total = tl.zeros([Q_TILE], tl.float32)
     mixed = tl.zeros([Q_TILE, WIDTH], tl.float32)
     for k_at in range(0, before, K_TILE):
-        k = _tile(own_k_ptr, 0, k_at, width, before, width, WIDTH, K_TILE)
-        v = _tile(own_v_ptr, 0, k_at, width, before, width, WIDTH, K_TILE)
+        k = tile(own_k_ptr, 0, k_at, width, before, width, WIDTH, K_TILE)
+        v = tile(own_v_ptr, 0, k_at, width, before, width, WIDTH, K_TILE)
         scores = tl.dot(q, tl.trans(k).to(q.dtype), input_precision=PRECISION) * scale
         scores = tl.where((k_at + tl.arange(0, K_TILE) < before)[None, :], scores, -1e30)
-        top, total, mixed = _fold(scores, v, top, total, mixed, PRECISION)
+        top, total, mixed = fold(scores, v, top, total, mixed, PRECISION)
     for k_at in range(0, keys, K_TILE):
-        k = _tile(k_ptr, 0, k_at, k_token, keys, width, WIDTH, K_TILE)
-        v = _tile(v_ptr, 0, k_at, v_token, keys, width, WIDTH, K_TILE)
+        k = tile(k_ptr, 0, k_at, k_token, keys, width, WIDTH, K_TILE)
+        v = tile(v_ptr, 0, k_at, v_token, keys, width, WIDTH, K_TILE)
         scores = tl.dot(q, tl.trans(k).to(q.dtype), input_precision=PRECISION) * scale
         place = k_at + tl.arange(0, K_TILE)
         seen = (place < keys)[None, :] & (index < queries)[:, None]
@@ -65,8 +65,8 @@ def prefixed_forward(
                 seen = seen & (said != 0)
             else:
                 scores += said.to(tl.float32) * 1.4426950408889634
-        top, total, mixed = _fold(tl.where(seen, scores, -1e30), v, top, total, mixed, PRECISION)
-    _put(
+        top, total, mixed = fold(tl.where(seen, scores, -1e30), v, top, total, mixed, PRECISION)
+    put(
         out_ptr + row * out_row + head * out_head,
         0,
         q_at,
@@ -98,7 +98,7 @@ def prefixed(
     prefixed_forward[(rows, heads, -(-queries // q_tile))](
         q, k, v, said, out, known.anchor, known.offsets, known.forms, before.table,
         *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *strides, out.stride(0), out.stride(2), out.stride(1),
-        queries, k.shape[2], rows // (len(known.forms) - 1), width, heads // k.shape[1], scale * _LOG2E,
+        queries, k.shape[2], rows // (len(known.forms) - 1), width, heads // k.shape[1], scale * LOG2E,
         WIDTH=max(16, triton.next_power_of_2(width)), CAUSAL=causal, MASK=kind, Q_TILE=q_tile, K_TILE=64,
         PRECISION="ieee" if full else "tf32", **options,
     )  # fmt: skip

@@ -14,54 +14,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from intarsia.ops.kernels.segments_backward import launch_backward
+from intarsia.ops.kernels.tiles import LOG2E, TILE, constants, fold, put, rows_first, seen, tile
+
 if TYPE_CHECKING:
     from intarsia.ops.addressed import Before
 
 LONGEST = 256
 """Keys of a segment beyond which kernels for long sequences are the better ones."""
-_TILE = 64
-
-
-@triton.jit
-def _tile(base, first, rows, stride, count, width, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """(TILE, WIDTH) numbers of rows `first + rows`, zeros beyond `count` rows and `width` columns."""
-    index, columns = rows + tl.arange(0, TILE), tl.arange(0, WIDTH)
-    inside = (index < count)[:, None] & (columns < width)[None, :]
-    return tl.load(base + (first + index).to(tl.int64)[:, None] * stride + columns[None, :], mask=inside, other=0.0)
-
-
-@triton.jit
-def _put(base, first, rows, stride, count, width, values, WIDTH: tl.constexpr, TILE: tl.constexpr):
-    """The inverse of `_tile`."""
-    index, columns = rows + tl.arange(0, TILE), tl.arange(0, WIDTH)
-    inside = (index < count)[:, None] & (columns < width)[None, :]
-    where = base + (first + index).to(tl.int64)[:, None] * stride + columns[None, :]
-    tl.store(where, values.to(base.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _seen(
-    q_at, k_at, queries, keys, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, Q_TILE: tl.constexpr, TILE: tl.constexpr
-):
-    """(Q_TILE, TILE): which keys each query sees; places are counted from the segment's end, where keys and queries meet."""
-    behind_q = queries - 1 - (q_at + tl.arange(0, Q_TILE))[:, None]
-    behind_k = keys - 1 - (k_at + tl.arange(0, TILE))[None, :]
-    seen = (behind_k >= 0) & (behind_q >= 0)
-    if CAUSAL:
-        seen = seen & (behind_k >= behind_q)
-    if WINDOW > 0:
-        seen = seen & (behind_k < behind_q + WINDOW)
-    return seen
-
-
-@triton.jit
-def _fold(scores, v, top, total, mixed, PRECISION: tl.constexpr):
-    """A tile of keys more: the highest score, the sum of the shares and of the values, all by the highest score so far."""
-    higher = tl.maximum(top, tl.max(scores, 1))
-    shares = tl.exp2(scores - higher[:, None])
-    fade = tl.exp2(top - higher)
-    mixed = mixed * fade[:, None] + tl.dot(shares.to(v.dtype), v, input_precision=PRECISION)
-    return higher, total * fade + tl.sum(shares, 1), mixed
 
 
 @triton.jit
@@ -86,150 +46,33 @@ def segments_forward(
         own_k_ptr = own_ptr + tl.multiple_of(tl.load(table_ptr + form * 3, mask=form >= 0, other=0), 8)
         own_v_ptr = own_ptr + tl.multiple_of(tl.load(table_ptr + form * 3 + 1, mask=form >= 0, other=0), 8)
     for q_at in range(0, queries, Q_TILE):
-        q = _tile(q_ptr, q_first, q_at, q_row, queries, width, WIDTH, Q_TILE)
+        q = tile(q_ptr, q_first, q_at, q_row, queries, width, WIDTH, Q_TILE)
         top = tl.full([Q_TILE], -1e30, tl.float32)
         total = tl.zeros([Q_TILE], tl.float32)
         mixed = tl.zeros([Q_TILE, WIDTH], tl.float32)
         if PREFIX:  # seen by all queries
             for k_at in range(0, before, TILE):
-                k = _tile(own_k_ptr, 0, k_at, width, before, width, WIDTH, TILE)
-                v = _tile(own_v_ptr, 0, k_at, width, before, width, WIDTH, TILE)
+                k = tile(own_k_ptr, 0, k_at, width, before, width, WIDTH, TILE)
+                v = tile(own_v_ptr, 0, k_at, width, before, width, WIDTH, TILE)
                 scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
                 scores = tl.where((k_at + tl.arange(0, TILE) < before)[None, :], scores, -1e30)
-                top, total, mixed = _fold(scores, v, top, total, mixed, PRECISION)
+                top, total, mixed = fold(scores, v, top, total, mixed, PRECISION)
         for k_at in range(0, keys, TILE):
-            k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
-            v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
+            k = tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
+            v = tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            scores = tl.where(_seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, Q_TILE, TILE), scores, -1e30)
-            top, total, mixed = _fold(scores, v, top, total, mixed, PRECISION)
-        _put(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, mixed / total[:, None], WIDTH, Q_TILE)
+            scores = tl.where(seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, Q_TILE, TILE), scores, -1e30)
+            top, total, mixed = fold(scores, v, top, total, mixed, PRECISION)
+        put(out_ptr + head * out_head, q_first, q_at, out_row, queries, width, mixed / total[:, None], WIDTH, Q_TILE)
         index = q_at + tl.arange(0, Q_TILE)
         tl.store(lse_ptr + (q_first + index).to(tl.int64) * heads + head, top + tl.log2(total), mask=index < queries)
-
-
-@triton.jit
-def _shares(
-    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale,
-    CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """(TILE, TILE) attention of a tile of queries to a tile of keys, once more."""
-    index = q_at + tl.arange(0, TILE)
-    lse = tl.load(lse_ptr + (q_first + index).to(tl.int64) * heads + head, mask=index < queries, other=0.0)
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-    seen = _seen(q_at, k_at, queries, keys, CAUSAL, WINDOW, TILE, TILE)
-    return tl.where(seen, tl.exp2(tl.where(seen, scores - lse[:, None], 0.0)), 0.0)
-
-
-@triton.jit
-def segments_backward(
-    q_ptr, k_ptr, v_ptr, lse_ptr, grad_ptr, dq_ptr, dk_ptr, dv_ptr, delta_ptr, starts_q, starts_k,
-    q_row, q_head, k_row, k_head, v_row, v_head, grad_row, grad_head,
-    dq_row, dq_head, dk_row, dk_head,
-    scale, natural, heads, groups, width,
-    WIDTH: tl.constexpr, CAUSAL: tl.constexpr, WINDOW: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    segment, group = tl.program_id(0), tl.program_id(1)
-    q_first, k_first = tl.load(starts_q + segment), tl.load(starts_k + segment)
-    queries, keys = tl.load(starts_q + segment + 1) - q_first, tl.load(starts_k + segment + 1) - k_first
-    k_ptr += group * k_head
-    v_ptr += group * v_head
-    dk_ptr += group * dk_head
-    dv_ptr += group * dk_head
-    first, last = group * groups, (group + 1) * groups
-    if keys <= TILE:  # one tile of keys: each tile of queries meets it once
-        k = _tile(k_ptr, k_first, 0, k_row, keys, width, WIDTH, TILE)
-        v = _tile(v_ptr, k_first, 0, v_row, keys, width, WIDTH, TILE)
-        dk = tl.zeros([TILE, WIDTH], tl.float32)
-        dv = tl.zeros([TILE, WIDTH], tl.float32)
-        for head in range(first, last):
-            for q_at in range(0, queries, TILE):
-                q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
-                grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
-                p = _shares(
-                    q, k, lse_ptr, q_first, q_at, 0, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
-                )
-                dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
-                dp = tl.dot(grad, tl.trans(v), input_precision=PRECISION)
-                ds = p * (dp - tl.sum(p * dp, 1)[:, None]) * natural
-                dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
-                dq = tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-                _put(dq_ptr + head * dq_head, q_first, q_at, dq_row, queries, width, dq, WIDTH, TILE)
-        _put(dk_ptr, k_first, 0, dk_row, keys, width, dk, WIDTH, TILE)
-        _put(dv_ptr, k_first, 0, dk_row, keys, width, dv, WIDTH, TILE)
-        return
-    for head in range(first, last):
-        for q_at in range(0, queries, TILE):
-            q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
-            grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
-            delta = tl.zeros([TILE], tl.float32)
-            for k_at in range(0, keys, TILE):
-                k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
-                v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
-                p = _shares(
-                    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
-                )  # fmt: skip
-                delta += tl.sum(p * tl.dot(grad, tl.trans(v), input_precision=PRECISION), 1)
-            index = q_at + tl.arange(0, TILE)
-            tl.store(delta_ptr + (q_first + index).to(tl.int64) * heads + head, delta, mask=index < queries)
-            dq = tl.zeros([TILE, WIDTH], tl.float32)
-            for k_at in range(0, keys, TILE):
-                k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
-                v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
-                p = _shares(
-                    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
-                )  # fmt: skip
-                ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * natural
-                dq += tl.dot(ds.to(k.dtype), k, input_precision=PRECISION)
-            _put(dq_ptr + head * dq_head, q_first, q_at, dq_row, queries, width, dq, WIDTH, TILE)
-    tl.debug_barrier()  # all of this program's deltas are written
-    for k_at in range(0, keys, TILE):
-        k = _tile(k_ptr, k_first, k_at, k_row, keys, width, WIDTH, TILE)
-        v = _tile(v_ptr, k_first, k_at, v_row, keys, width, WIDTH, TILE)
-        dk = tl.zeros([TILE, WIDTH], tl.float32)
-        dv = tl.zeros([TILE, WIDTH], tl.float32)
-        for head in range(first, last):
-            for q_at in range(0, queries, TILE):
-                q = _tile(q_ptr + head * q_head, q_first, q_at, q_row, queries, width, WIDTH, TILE)
-                grad = _tile(grad_ptr + head * grad_head, q_first, q_at, grad_row, queries, width, WIDTH, TILE)
-                index = q_at + tl.arange(0, TILE)
-                where = delta_ptr + (q_first + index).to(tl.int64) * heads + head
-                delta = tl.load(where, mask=index < queries, other=0.0)
-                p = _shares(
-                    q, k, lse_ptr, q_first, q_at, k_at, queries, keys, head, heads, scale, CAUSAL, WINDOW, TILE, PRECISION
-                )  # fmt: skip
-                dv += tl.dot(tl.trans(p.to(grad.dtype)), grad, input_precision=PRECISION)
-                ds = p * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None]) * natural
-                dk += tl.dot(tl.trans(ds.to(q.dtype)), q, input_precision=PRECISION)
-        _put(dk_ptr, k_first, k_at, dk_row, keys, width, dk, WIDTH, TILE)
-        _put(dv_ptr, k_first, k_at, dk_row, keys, width, dv, WIDTH, TILE)
-
-
-_LOG2E = 1.4426950408889634
-
-
-def _constants(query: Tensor, causal: bool, window: int) -> dict:
-    return {
-        "WIDTH": max(16, triton.next_power_of_2(query.shape[2])),
-        "CAUSAL": causal,
-        "WINDOW": window,
-        "TILE": _TILE,
-        # fp32 in full: TF32 keeps three digits.
-        "PRECISION": "ieee" if query.dtype == torch.float32 else "tf32",
-        "num_warps": 4,
-    }
 
 
 def _tiles(longest: int, constants: dict) -> dict:
     """What was quickest on an H100 (backward: tiles of 64, and no stages, whose memory keeps programs from running beside each
     other). For one query a segment, as texts that are written have, small tiles of keys are quicker, whatever their number."""
-    constants |= {"Q_TILE": 16 if longest <= 16 else _TILE, "TILE": 32}
+    constants |= {"Q_TILE": 16 if longest <= 16 else TILE, "TILE": 32}
     return {**constants, "TILE": 16, "num_warps": 1} if longest == 1 else constants
-
-
-def _rows_first(*tensors: Tensor) -> list[Tensor]:
-    """(L, H, D) tensors whose last axis is dense."""
-    return [x if x.stride(2) == 1 else x.contiguous() for x in tensors]
 
 
 def launch(
@@ -243,11 +86,11 @@ def launch(
     window: int,
     before: "Before | None" = None,
     counts: Tensor | None = None,
-    longest: int = _TILE,
+    longest: int = TILE,
 ) -> tuple[Tensor, Tensor]:
     """As `short_segments`; before: what else each segment's queries see; counts: of its keys, which lie apart; longest: bound on a
     segment's queries."""
-    q, k, v = _rows_first(query, key, value)
+    q, k, v = rows_first(query, key, value)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(q.shape[:2], dtype=torch.float32, device=q.device)
     heads, groups = q.shape[1], q.shape[1] // k.shape[1]
@@ -257,8 +100,8 @@ def launch(
     segments_forward[(len(starts_q) - 1, heads)](
         q, k, v, out, lse, starts_q, starts_k,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), out.stride(0), out.stride(1),
-        scale * _LOG2E, heads, groups, q.shape[2], *own, APART=counts is not None, PREFIX=before is not None,
-        **_tiles(longest, _constants(q, causal, window)),
+        scale * LOG2E, heads, groups, q.shape[2], *own, APART=counts is not None, PREFIX=before is not None,
+        **_tiles(longest, constants(q, causal, window)),
     )  # fmt: skip
     return out, lse
 
@@ -289,16 +132,8 @@ def _short_segments_backward(
     causal: bool, scale: float, window: int,
 ) -> Tensor:  # fmt: skip
     """The three gradients, in one tensor, as `_parts` has them."""
-    g, q, k, v = _rows_first(grad, query, key, value)
-    flat = torch.empty(q.numel() + 2 * k.numel(), dtype=q.dtype, device=q.device)
-    dq, dk, dv = _parts(flat, q, k)
-    heads, groups = q.shape[1], q.shape[1] // k.shape[1]
-    segments_backward[(len(starts_q) - 1, k.shape[1])](
-        q, k, v, lse, g, dq, dk, dv, torch.empty_like(lse), starts_q, starts_k,
-        q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1),
-        g.stride(0), g.stride(1), dq.stride(0), dq.stride(1), dk.stride(0), dk.stride(1),
-        scale * _LOG2E, scale, heads, groups, q.shape[2], num_stages=1, **_constants(q, causal, window),
-    )  # fmt: skip
+    flat = query.new_empty(query.numel() + 2 * key.numel())
+    launch_backward(grad, query, key, value, lse, starts_q, starts_k, causal, scale, window, _parts(flat, query, key))
     return flat
 
 

@@ -22,7 +22,7 @@ from intarsia.training.packed.losses import PackedRoute, losses
 from intarsia.training.packed.scoring import Scoring
 from intarsia.training.packed.stack import Stack, form_of
 
-_GRAIN = 16
+_GRAIN = 8
 """Columns and places come in multiples of it, so that a little more does not want another graph."""
 _FORESEEN = 20
 """Epochs whose steps are looked at beforehand. Their sums of tokens differ by a hundredth: every unused column is computed, and
