@@ -16,7 +16,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import PLACES, Prompts
 from intarsia.methods import Delta, EmbeddingDelta, KeyValueDelta, ProjectionDelta
 from intarsia.methods.norms import NormDelta
-from intarsia.ops import Own, Summed, frozen_norm
+from intarsia.ops import Own, Summed, frozen_norm, made
 
 
 def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor, y: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ def mix_projections(deltas: Sequence[Delta | None], counts: Sequence[int], x: Te
             read = x if alone else x[span]
             own = delta.change_(read, own) if in_place else delta(read, own)
         pieces.append(own)
-    return y if in_place else pieces[0] if alone else torch.cat(pieces)
+    return y if in_place else pieces[0] if alone else torch.cat([made(piece) for piece in pieces])
 
 
 def mix_norms(deltas: Sequence[Delta | None], counts: Sequence[int], x: Tensor | Summed, own: Own) -> Tensor:

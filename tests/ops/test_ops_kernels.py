@@ -11,6 +11,7 @@ from ops.on_device import DEVICE, both, poison  # noqa: F401 - a fixture for all
 pytest.importorskip("triton")
 
 from intarsia.ops.kernels.adamw import update
+from intarsia.ops.kernels.adapted_norm import AdaptedNorm
 from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KINDS
 from intarsia.ops.kernels.bottleneck import bottleneck
 from intarsia.ops.kernels.bottleneck import launch as launch_bottleneck
@@ -233,3 +234,46 @@ def test_a_norm_adds_its_residual_and_the_gradients_of_its_readers(trained, bias
     for own_grad, other in zip(ours, theirs, strict=True):
         assert own_grad.isfinite().all()
         assert (own_grad.double() - other).norm() / other.norm() < tol
+
+
+@both
+@pytest.mark.parametrize("trained", [True, False])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("rows", "width", "narrow"), [(5, 37, 3), (70, 200, 5), (130, 64, 48)])
+@pytest.mark.parametrize("readers", [(0,), (1,), (0, 1)])
+def test_a_norm_computes_the_adapter_before_it_along(trained, bias, rows, width, narrow, readers, dtype, tol):
+    if DEVICE == "cpu" and rows > 5 and readers != (0, 1):
+        pytest.skip("the interpreter is slow; the other sizes cover this")
+    shapes = [(rows, width), (rows, width), (narrow, width), (narrow,), (width, narrow), (width,)]
+    shapes += [(width,)] * (trained * (1 + bias))
+    inputs = [numbers(3, *shape, dtype=dtype, seed=s) for s, shape in enumerate(shapes)]
+    if (
+        dtype == torch.float32
+    ):  # far from 0, where sums of squares would cancel; half precision has too few digits there
+        inputs[0] = (inputs[0].detach() + 30).requires_grad_()
+    for place in (2, 4):
+        inputs[place] = (inputs[place].detach() * width**-0.25).requires_grad_()
+    own = [numbers(width, dtype=dtype, seed=s).detach() for s in (11, 12)[: 1 + bias]]
+
+    def parts(given):
+        change = given[6:]
+        return *given[:6], *change, *[None] * (2 - len(change))
+
+    def alone(given, own):
+        y, r, *adapter, gain, shift = parts(given)
+        x = y + reference.bottleneck(y, *adapter, ACTIVATIONS["gelu_new"]) + r
+        change = 0 if gain is None else reference.norm_change(x, torch.zeros_like(x), gain, shift, 1e-5, centre=True)
+        return change + torch.nn.functional.layer_norm(x, (width,), *own, eps=1e-5)
+
+    y, r, *adapter, gain, shift = parts(inputs)
+    made = AdaptedNorm.apply(y, r, *adapter, KINDS["gelu_new"], own[0], own[1] if bias else None, gain, shift, 1e-5)
+    assert made[0].data_ptr() == made[1].data_ptr()
+    wide = doubles(inputs)
+    expected = alone(wide, [one.double() for one in own])
+    weights = [numbers(3, rows, width, dtype=dtype, seed=s).detach() for s in (7, 8)]
+    assert (made[0].double() - expected).norm() / expected.norm() < tol
+    ours = torch.autograd.grad(sum((made[i] * weights[i]).sum() for i in readers), inputs)
+    theirs = torch.autograd.grad(sum((expected * weights[i].double()).sum() for i in readers), wide)
+    for index, (own_grad, other) in enumerate(zip(ours, theirs, strict=True)):
+        assert own_grad.isfinite().all()
+        assert (own_grad.double() - other).norm() / other.norm() < tol, index

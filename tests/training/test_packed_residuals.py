@@ -14,6 +14,7 @@ from training.test_packed import MEAN, check_gradients
 
 pytest.importorskip("triton")
 
+from intarsia.ops.kernels.adapted_norm import AdaptedNorm
 from intarsia.ops.kernels.norms import SummedNorm
 
 METHODS = {
@@ -62,6 +63,30 @@ def test_the_gradients_are_those_of_padded_batches_alone(methods, sums, tmp_path
         assert not made or methods in ("some with biases", "all sorts")
     if methods == "adapters":  # two norms a layer; the last one's states go to the heads alone
         assert packed.count((True, 2)) == 2 * len(backbone.base.encoder.layer) - 1
+
+
+ALONG = {
+    "adapters": [BottleneckAdapter(width=3)] * 2,
+    "adapters without norms": [BottleneckAdapter(width=3, train_layer_norms=False)] * 2,
+    "parallel ones": [BottleneckAdapter(width=3, parallel=True)] * 2,
+    "another method beside": [BottleneckAdapter(width=3), LoRA(rank=2)],
+}
+
+
+@pytest.mark.parametrize("methods", ALONG)
+def test_adapters_are_computed_along_with_the_norms_behind_them(methods, sums, tmp_path, monkeypatch):
+    monkeypatch.undo()  # but for the bottleneck's kernel, all of `sums` again
+    for module in (residuals, fast):
+        monkeypatch.setattr(module, "fused", lambda x: x.dtype == torch.float32)
+    monkeypatch.setattr(PackedStepper, "_capture", lambda _: None)
+    monkeypatch.setattr(test_packed, "TOL", {"rtol": 1e-3, "atol": 1e-5})
+    monkeypatch.setattr(test_packed, "stir", lambda task, seed: stirred(task, seed))
+    along, apply = [], AdaptedNorm.apply
+    monkeypatch.setattr(AdaptedNorm, "apply", lambda *given: along.append(given) or apply(*given))
+    backbone = Backbone.wrap(tiny.build("bert").to(DEVICE, torch.float32))
+    check_gradients(backbone, ALONG[methods], [MEAN] * 2, tmp_path)
+    packed = 2 * len(backbone.base.encoder.layer) if methods in ("adapters", "adapters without norms") else 0
+    assert sum(len(given[2]) == 2 for given in along) == packed
 
 
 def stirred(task, seed):

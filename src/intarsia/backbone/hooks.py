@@ -78,7 +78,7 @@ def at_projection(base: nn.Module, site: Site, change: Project, ending: Ending |
     if not site.source:
 
         def own(_module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor:
-            return _on_part(site.part, made(first_argument(args, kwargs)), y, change)
+            return _on_part(site.part, made(first_argument(args, kwargs)), made(y), change)
 
         # Before the others on this module: where a norm ends a sublayer (Gemma 2), its adapter reads the trained norm.
         return Hooks(module.register_forward_hook(own, with_kwargs=True, prepend=site.role is Role.NORM))
@@ -97,7 +97,7 @@ def at_projection(base: nn.Module, site: Site, change: Project, ending: Ending |
         x, was_behind = kept.pop()
         if ending is not None and behind() and not was_behind:
             x = ending.at(x)
-        return _on_part(site.part, x, y, change)
+        return _on_part(site.part, x, made(y), change)
 
     source = base.get_submodule(site.source)
     return Hooks(

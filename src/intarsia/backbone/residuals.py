@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from intarsia.ops import Own, Summed, again, frozen_norm, fused
+from intarsia.ops import Own, Summed, again, frozen_norm, fused, left_to_norm
 from intarsia.sites import Site
 
 ARGUMENTS = ["self", "hidden_states", "input_tensor"]
@@ -40,7 +40,8 @@ def left_to_norms(base: nn.Module, norms: Sequence[tuple[Site, Any]]) -> list[Ca
 def _block(own: Callable[..., Tensor], hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
     if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not fused(input_tensor):
         return own(hidden_states, input_tensor)
-    return own(hidden_states, Summed(again(input_tensor)))
+    with left_to_norm():
+        return own(hidden_states, Summed(again(input_tensor)))
 
 
 def _norm(norm: nn.LayerNorm, x: Tensor | Summed) -> Tensor:

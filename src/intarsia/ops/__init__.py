@@ -22,7 +22,7 @@ from intarsia.ops.pieces import ALIGN, Pieces, by_row
 from intarsia.ops.prefixed import prefixed_attention
 from intarsia.ops.reference import Own, add_linear_, add_low_rank, bottleneck, linear, normalise, per_task
 from intarsia.ops.segments import segment_attention
-from intarsia.ops.summed import Summed, again, made
+from intarsia.ops.summed import Summed, again, left_to_norm, made
 
 __all__ = [
     "ACTIVATIONS",
@@ -52,6 +52,7 @@ __all__ = [
     "fused",
     "fused_activation",
     "keyed_dropout",
+    "left_to_norm",
     "linear",
     "made",
     "norm_change",

@@ -12,7 +12,7 @@ from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.choice import fused
 from intarsia.ops.pieces import Pieces
 from intarsia.ops.reference import Own, Weight
-from intarsia.ops.summed import Summed, made, readable_twice
+from intarsia.ops.summed import Late, Summed, late, made, readable_twice
 
 
 def whole_norm(x: Tensor | Summed, own: Own, gain: Tensor, bias: Tensor | None) -> Tensor:
@@ -44,9 +44,16 @@ def _twice(x: Tensor | Summed, own: Own, gain: Tensor | None, bias: Tensor | Non
     """The norm, for a residual connection as well."""
     from intarsia.ops.kernels.norms import SummedNorm
 
-    parts = x.parts if isinstance(x, Summed) and len(x.parts) == 2 else (made(x), None)
-    first, residual = (None if part is None else part.contiguous() for part in parts)
-    return readable_twice(*SummedNorm.apply(first, residual, own.gain, own.bias, gain, bias, own.eps, own.centre))  # type: ignore[misc]
+    parts = x.parts if isinstance(x, Summed) and len(x.parts) == 2 else (made(x),)
+    first, *residual = parts
+    more = own.gain, own.bias, gain, bias, own.eps
+    if isinstance(first, Late) and first.function is _adapted and own.centre:
+        from intarsia.ops.kernels.adapted_norm import AdaptedNorm
+
+        y, *adapter = first.arguments
+        return readable_twice(*AdaptedNorm.apply(y, made(residual[0]).contiguous(), *adapter, *more))  # type: ignore[misc]
+    summands = [made(part).contiguous() for part in parts]
+    return readable_twice(*SummedNorm.apply(summands[0], summands[1] if residual else None, *more, own.centre))  # type: ignore[misc]
 
 
 def norm_change(x: Tensor, y: Tensor, gain: Tensor, bias: Tensor | None, eps: float, *, centre: bool) -> Tensor:
@@ -96,13 +103,18 @@ def adapted(
     non_linearity: str,
     dropout: float = 0.0,
 ) -> Tensor:
-    """y + reference.bottleneck(y, ...): a serial adapter. non_linearity: by its name in ACTIVATIONS."""
-    if fused(y) and isinstance(down, Tensor) and isinstance(up, Tensor) and not dropout:
-        from intarsia.ops.kernels.bottleneck import bottleneck
-
-        if (kind := fused_activation(non_linearity, down.shape[1])) is not None:
-            return bottleneck(y.contiguous(), down, down_bias, up, up_bias, kind)[0]
+    """y + reference.bottleneck(y, ...): a serial adapter; where the sum behind it is left to a norm, what stands for it there.
+    non_linearity: by its name in ACTIVATIONS."""
+    kind = fused_activation(non_linearity, down_bias.shape[1]) if fused(y) and not dropout else None
+    if kind is not None and isinstance(down, Tensor) and isinstance(up, Tensor):
+        return late(_adapted, y.contiguous(), down, down_bias, up, up_bias, kind)
     return y + reference.bottleneck(y, down, down_bias, up, up_bias, ACTIVATIONS[non_linearity], dropout)
+
+
+def _adapted(y: Tensor, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor, kind: int) -> Tensor:
+    from intarsia.ops.kernels.bottleneck import bottleneck
+
+    return bottleneck(y, down, down_bias, up, up_bias, kind)[0]
 
 
 def adapted_(y: Tensor, down: Weight, down_bias: Tensor, up: Weight, up_bias: Tensor, non_linearity: str) -> Tensor:

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from intarsia.ops.kernels.bottleneck import ACTIVATIONS, _activate, _product
+from intarsia.ops.kernels.bottleneck import ACTIVATIONS, activate, narrow_product
 from intarsia.ops.kernels.norms import _normal
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ def adapt_rows(x_ptr, y_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, for
             tl.load(offsets_ptr + row), 8
         )  # or matrices would be read number by number
         down, up = tl.multiple_of(down, 8), tl.multiple_of(up, 8)
-        z = _product(
+        z = narrow_product(
             x_ptr, at, inside, own_ptr + down, columns, known, reads, x_row, 1, reads, TILE, CHUNK, NARROW, PRECISION
         )
         if BIAS:
             z += tl.load(own_ptr + down_bias + columns, mask=known, other=0.0).to(tl.float32)[None, :]
         z = z.to(y_ptr.dtype.element_ty)
         if KIND >= 0:
-            inner, _ = _activate(z.to(tl.float32), KIND)
+            inner, _ = activate(z.to(tl.float32), KIND)
             inner = tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
         else:
             inner = z
@@ -105,7 +105,7 @@ def narrow_tokens(x_ptr, z_ptr, anchor_ptr, offsets_ptr, forms_ptr, starts_ptr, 
         if BIAS:
             z += tl.load(own_ptr + down_bias + columns, mask=known, other=0.0).to(tl.float32)
         if KIND >= 0:
-            z, _ = _activate(z.to(z_ptr.dtype.element_ty).to(tl.float32), KIND)
+            z, _ = activate(z.to(z_ptr.dtype.element_ty).to(tl.float32), KIND)
         tl.store(z_ptr + at.to(tl.int64) * narrow + columns, z.to(z_ptr.dtype.element_ty), mask=known)
 
 

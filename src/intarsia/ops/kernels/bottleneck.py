@@ -33,7 +33,7 @@ def _tanh(x):
 
 
 @triton.jit
-def _activate(z, KIND: tl.constexpr):
+def activate(z, KIND: tl.constexpr):
     """f(z) and f'(z), fp32."""
     if KIND == 0:
         found, slope = tl.maximum(z, 0.0), tl.where(z > 0, 1.0, 0.0)
@@ -56,7 +56,7 @@ def _activate(z, KIND: tl.constexpr):
 
 
 @triton.jit
-def _product(rows_ptr, at, inside, weight_ptr, columns, known, width, stride, along, across,
+def narrow_product(rows_ptr, at, inside, weight_ptr, columns, known, width, stride, along, across,
              TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """(TILE, NARROW): rows, `stride` apart, times a narrow weight, whose [column, w] is at column * across + w * along."""
     total = tl.zeros([TILE, NARROW], tl.float32)
@@ -82,13 +82,15 @@ def bottleneck_forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_
     at = task * rows + index
     down_ptr += task * down_task
     up_ptr += task * up_task
-    z = _product(y_ptr, at, inside, down_ptr, columns, known, width, width, 1, width, TILE, CHUNK, NARROW, PRECISION)
+    z = narrow_product(
+        y_ptr, at, inside, down_ptr, columns, known, width, width, 1, width, TILE, CHUNK, NARROW, PRECISION
+    )
     z += tl.load(down_bias_ptr + task * bias_task + columns, mask=known, other=0.0).to(tl.float32)[None, :]
     both = inside[:, None] & known[None, :]
     z = z.to(y_ptr.dtype.element_ty)
     if KEEP:
         tl.store(z_ptr + at[:, None] * narrow + columns[None, :], z, mask=both)
-    inner, _ = _activate(z.to(tl.float32), KIND)
+    inner, _ = activate(z.to(tl.float32), KIND)
     inner = tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
     tl.debug_barrier()  # out may be y: no warp writes before all have read their rows
     for begin in range(0, width, CHUNK):
@@ -116,10 +118,10 @@ def bottleneck_backward(grad_ptr, down_ptr, up_ptr, z_ptr, dy_ptr, dz_ptr, inner
     both = inside[:, None] & known[None, :]
     slots = at[:, None] * NARROW + columns[None, :]
     z = tl.load(z_ptr + at[:, None] * narrow + columns[None, :], mask=both, other=0.0)
-    inner, slope = _activate(z.to(tl.float32), KIND)
+    inner, slope = activate(z.to(tl.float32), KIND)
     inner = tl.where(known[None, :], inner, tl.where(columns == narrow, 1.0, 0.0)[None, :])
     tl.store(inner_ptr + slots, inner.to(inner_ptr.dtype.element_ty), mask=inside[:, None])
-    dz = slope * _product(
+    dz = slope * narrow_product(
         grad_ptr, at, inside, up_ptr + task * up_task, columns, known, width, width, narrow, 1, TILE, CHUNK, NARROW, PRECISION
     )  # fmt: skip
     dz = tl.where(both, dz, 0.0).to(dz_ptr.dtype.element_ty)
@@ -187,11 +189,11 @@ def bottleneck_weights(y_ptr, grad_ptr, dz_ptr, inner_ptr, matrices_ptr, vectors
         tl.store(vectors_ptr + width + columns, db, mask=known)
 
 
-def _tile(count: int) -> int:
+def tile_of(count: int) -> int:
     return max(16, min(64, triton.next_power_of_2(count // _PROGRAMS)))
 
 
-def _options(y: Tensor, narrow: int, kind: int, *, wide: bool = False) -> dict:
+def options(y: Tensor, narrow: int, kind: int, *, wide: bool = False) -> dict:
     """wide: the tiles leave room for more of the width at a time."""
     return {
         "KIND": kind,
@@ -202,7 +204,7 @@ def _options(y: Tensor, narrow: int, kind: int, *, wide: bool = False) -> dict:
     }
 
 
-def _dense(weight: Tensor) -> Tensor:
+def dense(weight: Tensor) -> Tensor:
     """The tasks may lie apart (rows of a flat tensor); each one's own matrix is dense."""
     return weight if weight.stride()[-2:] == (weight.shape[-1], 1) else weight.contiguous()
 
@@ -221,13 +223,13 @@ def launch(
     same; down: (N, M, W), up: (N, W, M), and their biases."""
     narrow, width = down.shape[-2:]
     tasks, count = len(down_bias), y.numel() // width
-    rows, tile = count // tasks, _tile(count)
-    down, up = _dense(down), _dense(up)
+    rows, tile = count // tasks, tile_of(count)
+    down, up = dense(down), dense(up)
     bottleneck_forward[(-(-rows // tile), tasks)](
         y, down, down_bias, up, up_bias, out, y if z is None else z, rows, width, narrow,
         down.stride(0), up.stride(0), down_bias.stride(0), up_bias.stride(0),
         KEEP=z is not None, TILE=tile,
-        **_options(y, narrow, kind, wide=tile == 16),
+        **options(y, narrow, kind, wide=tile == 16),
     )  # fmt: skip
 
 
@@ -254,12 +256,12 @@ def _bottleneck_backward(
     """dy; dD and dU one behind the other, (N, 2 M W) in D's dtype; and dc and db, (N, W + M) fp32."""
     tasks, narrow, width = down.shape
     rows, grad = len(z) // tasks, grad.contiguous()
-    tile = _tile(len(z))
-    down, up = _dense(down), _dense(up)
-    options = _options(grad, narrow, kind, wide=tile == 16)
-    dy, (dz, inner) = torch.empty_like(grad), z.new_empty(2, len(z), options["NARROW"])
+    tile = tile_of(len(z))
+    down, up = dense(down), dense(up)
+    settings = options(grad, narrow, kind, wide=tile == 16)
+    dy, (dz, inner) = torch.empty_like(grad), z.new_empty(2, len(z), settings["NARROW"])
     bottleneck_backward[(-(-rows // tile), tasks)](
-        grad, down, up, z, dy, dz, inner, rows, width, narrow, down.stride(0), up.stride(0), TILE=tile, **options
+        grad, down, up, z, dy, dz, inner, rows, width, narrow, down.stride(0), up.stride(0), TILE=tile, **settings
     )
     stripes = -(-width // _STRIPE)
     parts = max(1, min(rows // (4 * _STEP), _PROGRAMS // 2 // (stripes * tasks)))
@@ -271,7 +273,7 @@ def _bottleneck_backward(
         into = sums, sums[..., matrices.shape[1] :]
     bottleneck_weights[(stripes, parts, tasks)](
         y, grad, dz, inner, *into, rows, parts, -(-rows // parts), width, narrow, *(one.stride(-2) for one in into),
-        STRIPE=_STRIPE, TILE=_STEP, NARROW=options["NARROW"], ONES=options["NARROW"] > narrow, PRECISION=options["PRECISION"],
+        STRIPE=_STRIPE, TILE=_STEP, NARROW=settings["NARROW"], ONES=settings["NARROW"] > narrow, PRECISION=settings["PRECISION"],
         num_warps=4, num_stages=2 if y.dtype == torch.float32 else 4,
     )  # fmt: skip
     if parts > 1:
@@ -293,13 +295,19 @@ def _keep(ctx, inputs, output) -> None:
     ctx.save_for_backward(y, down, up, output[1])
 
 
-def _derive(ctx, grad, _z):
-    y, down, up, z = ctx.saved_tensors
+def gradients(
+    grad: Tensor, y: Tensor, down: Tensor, up: Tensor, z: Tensor, kind: int, dtypes: tuple[torch.dtype, torch.dtype]
+) -> tuple[Tensor, ...]:
+    """Of y, D, b, U and c. grad: the output's; z: D y + b, (T, M); dtypes: of b and c."""
     tasks, narrow, width = down.shape
-    dy, matrices, vectors = _bottleneck_backward(grad, y, down, up, z, ctx.kind)
-    db, dc = (one.to(dtype) for one, dtype in zip((vectors[:, width:], vectors[:, :width]), ctx.dtypes, strict=True))
+    dy, matrices, vectors = _bottleneck_backward(grad, y, down, up, z, kind)
+    db, dc = (one.to(dtype) for one, dtype in zip((vectors[:, width:], vectors[:, :width]), dtypes, strict=True))
     ddown, dup = matrices.chunk(2, dim=1)
-    return dy, ddown.view(tasks, narrow, width), db, dup.view(tasks, width, narrow).to(up.dtype), dc, None
+    return dy, ddown.view(tasks, narrow, width), db, dup.view(tasks, width, narrow).to(up.dtype), dc
+
+
+def _derive(ctx, grad, _z):
+    return *gradients(grad, *ctx.saved_tensors, ctx.kind, ctx.dtypes), None
 
 
 torch.library.register_autograd("intarsia::bottleneck", _derive, setup_context=_keep)

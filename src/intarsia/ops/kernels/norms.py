@@ -137,7 +137,7 @@ def _apart(vectors: Tensor | None) -> int:
     return 0 if vectors is None else vectors.stride(0)
 
 
-def _launch_backward(
+def launch_backward(
     grad: Tensor,
     again: Tensor | None,
     x: Tensor,
@@ -199,7 +199,7 @@ class SummedNorm(Function):
         grad, again = grads if grads[0] is not None else grads[::-1]
         if grad is None:
             return (None,) * 8
-        dx, sums = _launch_backward(grad, again, total, gain, own_gain, ctx.has_bias, ctx.eps, ctx.centre)
+        dx, sums = launch_backward(grad, again, total, gain, own_gain, ctx.has_bias, ctx.eps, ctx.centre)
         dgain, dbias = (sums[number] if number < len(sums) else None for number in range(2))
         return dx, dx if ctx.summed else None, None, None, dgain, dbias, None, None
 
@@ -232,7 +232,7 @@ def _norm_change_backward(
     grad: Tensor, x: Tensor, gain: Tensor, own_gain: Tensor | None, has_bias: bool, eps: float, centre: bool
 ) -> tuple[Tensor, Tensor]:
     """dx, and the gradients of gain and bias one behind the other, (1 or 2, N, D)."""
-    return _launch_backward(grad, None, x, gain, own_gain, has_bias, eps, centre)
+    return launch_backward(grad, None, x, gain, own_gain, has_bias, eps, centre)
 
 
 @_norm_change_backward.register_fake
