@@ -1,6 +1,7 @@
 """Chunked feed-forwards, widths that differ inside one model, loading errors, the embedded backbone."""
 
 import importlib.util
+from functools import partial
 
 import pytest
 import torch
@@ -170,6 +171,27 @@ def test_minilm_adapts_and_its_task_file_is_small(tmp_path):
         bank.evict("t")
         bank.load(tmp_path)
         assert torch.equal(bank(batch, tasks="t"), scores)
+
+
+@pytest.mark.parametrize(("family", "sums"), [("bert", True), ("gpt2", False)])
+def test_a_norm_is_told_whether_its_input_is_a_sum_that_nobody_else_reads(family, sums):
+    backbone, told, kept = Backbone.wrap(tiny.build(family)), {}, []
+
+    def note(_x, own, key):
+        told[key] = own.alone
+
+    sites = {site.key: site for site in backbone.sites if site.role is Role.NORM}
+    for key, site in sites.items():
+        assert backbone.hook_norm(site, partial(note, key=key)) is not None
+    with torch.no_grad():
+        backbone.features(tiny.inputs(family, rows=2))
+        assert told == {key: sums and site.layer >= 0 for key, site in sites.items()}
+        watched = next(site for site in sites.values() if site.layer >= 0)
+        module = backbone.base.get_submodule(watched.module)
+        module.register_forward_hook(lambda _module, args, _y: kept.extend(args))
+        backbone.features(tiny.inputs(family, rows=2))
+    assert kept
+    assert not told[watched.key]
 
 
 def test_what_computes_for_a_frozen_norm_does_so_behind_the_tasks():

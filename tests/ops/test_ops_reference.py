@@ -158,6 +158,17 @@ def test_a_whole_norm_is_the_frozen_one_with_its_change(tasks, centre, grad):
         torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("centre", [True, False])
+@pytest.mark.parametrize("grad", [True, False])
+def test_a_whole_norm_of_what_nobody_else_reads_is_written_over_it_where_no_gradients_are_wanted(centre, grad):
+    x, gain, own_gain = draw((6, 4, 5), (3, 5), (5,))
+    want = ops.whole_norm(before := x.clone(), ops.Own(own_gain, None, 1e-5, centre), gain, None)
+    with torch.set_grad_enabled(grad):
+        out = ops.whole_norm(x, ops.Own(own_gain, None, 1e-5, centre, alone=True), gain, None)
+    assert torch.equal(out, want)
+    assert torch.equal(x, before if grad else want)
+
+
 @pytest.mark.parametrize("tasks", [1, 4])
 def test_a_whole_norm_in_half_precision_keeps_differences_that_are_small_beside_the_gain(tasks):
     x = torch.randn(4, 8, 64, generator=torch.Generator().manual_seed(0)).bfloat16()

@@ -35,7 +35,7 @@ from intarsia.backbone.loading import (
 from intarsia.backbone.locate import locate
 from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
-from intarsia.backbone.residuals import Call, left_to_norms
+from intarsia.backbone.residuals import Call, left_to_norms, norms_a_sum
 from intarsia.backbone.reuse import standing_in
 from intarsia.sites import Role, Site
 from intarsia.staged import to_device
@@ -151,7 +151,7 @@ class Backbone(Facts):
         module = self.base.get_submodule(site.module)
         if "forward" in module.__dict__ or all(module is not norm for _, norm in self.plain.norms):
             return None
-        return hooks.Hooks(hooks.WholeNorm(module, site, change))
+        return hooks.Hooks(hooks.WholeNorm(module, site, change, alone=norms_a_sum(self.base, site)))
 
     def entrance(self, site: Site) -> Entrance:
         """Where prompts of this site (Role.EMBED or EMBED_OUT) go in."""

@@ -50,16 +50,18 @@ def first_argument(args: tuple, kwargs: dict) -> Any:
 class WholeNorm:
     """A norm's forward while tasks train it. A change behind the frozen norm's would be passes of its own over the states."""
 
-    def __init__(self, module: nn.Module, site: Site, change: Norm) -> None:
-        """module: computes n(x) times its weight, plus its bias, and nothing else; its forward is its class's."""
-        self.module, self.site, self.change = module, site, change
+    def __init__(self, module: nn.Module, site: Site, change: Norm, *, alone: bool = False) -> None:
+        """module: computes n(x) times its weight, plus its bias, and nothing else; its forward is its class's. alone: as of an
+        ops.Own."""
+        self.module, self.site, self.change, self.alone = module, site, change, alone
         self.frozen: Callable[[Tensor], Tensor] = module.forward
         module.__dict__["forward"] = self  # past nn.Module's own __setattr__; the class, hooks and state_dict stay
 
     def __call__(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """y'"""
         x, module = first_argument(args, kwargs), self.module
-        own = Own(module.weight, getattr(module, "bias", None), self.site.eps, self.site.parameter == "layer")  # type: ignore[arg-type]
+        alone = self.alone and not module._forward_hooks and not module._forward_pre_hooks  # which may keep x
+        own = Own(module.weight, getattr(module, "bias", None), self.site.eps, self.site.parameter == "layer", alone)  # type: ignore[arg-type]
         y = self.change(x, own)
         return self.frozen(x) if y is None else y
 

@@ -25,16 +25,17 @@ def left_to_norms(base: nn.Module, norms: Sequence[tuple[Site, Any]]) -> list[Ca
     """What the blocks and their norms compute instead.   norms: those that are what an ops.Own says"""
     found: list[Call] = []
     for site, norm in norms:
-        assert site.module is not None
         block = base.get_submodule(site.module.rpartition(".")[0])
         own = type(block).forward
-        if (
-            type(norm) is nn.LayerNorm
-            and list(inspect.signature(own).parameters) == ARGUMENTS
-            and "forward" not in vars(block)
-        ):
+        if type(norm) is nn.LayerNorm and norms_a_sum(base, site):
             found += [(block, partial(_block, own.__get__(block))), (norm, partial(_norm, norm))]
     return found
+
+
+def norms_a_sum(base: nn.Module, site: Site) -> bool:
+    """Whether the norm at a site reads a residual sum that its block has made for it alone."""
+    block = base.get_submodule(site.module.rpartition(".")[0])
+    return list(inspect.signature(type(block).forward).parameters) == ARGUMENTS and "forward" not in vars(block)
 
 
 def _block(own: Callable[..., Tensor], hidden_states: Tensor, input_tensor: Tensor) -> Tensor:

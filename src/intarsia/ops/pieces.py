@@ -68,8 +68,11 @@ def linear_by_piece(x: Tensor, weight: Pieces, bias: Tensor | None) -> Tensor:
     flat, writes = x.reshape(-1, x.shape[-1]), weight.shape[0]
     sizes = weight.shares(len(flat))
     if (whole := weight.whole(x.dtype)) is not None:
-        out = (flat.view(len(whole), -1, x.shape[-1]) @ whole.mT).flatten(0, 1)
-    elif torch.is_grad_enabled() and x.requires_grad:
+        rows = flat.view(len(whole), -1, x.shape[-1])
+        # Not a sum behind it: with a bias for each row torch goes through a bottleneck's few columns row by row.
+        out = rows @ whole.mT if bias is None else torch.baddbmm(bias.to(x.dtype)[:, None], rows, whole.mT)
+        return out.view(*x.shape[:-1], writes)
+    if torch.is_grad_enabled() and x.requires_grad:
         parts = zip(flat.split(sizes), weight.matrices(x.dtype), strict=True)
         out = torch.cat([F.linear(own, matrix) for own, matrix in parts])
     else:

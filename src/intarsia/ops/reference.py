@@ -6,7 +6,8 @@ The rows belong to the N tasks in N equal runs: row i to task i // (B / N). With
 may be laid out in any way, (B, T, D) or (B * T, D); with N = B each row has tensors of its own.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ class Own(NamedTuple):
     eps: float
     centre: bool
     """Whether the mean is subtracted (LayerNorm)."""
+    alone: bool = False
+    """Whether nobody else reads what is normed: where no gradients are wanted, its memory may be the result's."""
 
 
 Weight = Tensor | Pieces
@@ -124,19 +127,25 @@ def whole_norm(x: Tensor, own: Own, gain: Tensor, bias: Tensor | None) -> Tensor
     # Differences are rounded as the bank keeps them, so that a task in training and a stored one give the same.
     gains = own.gain.to(wide) + gain.to(x.dtype).to(wide)
     biases = None if bias is None or own.bias is None else own.bias.to(wide) + bias.to(x.dtype).to(wide)
-    if len(gain) == 1:
-        return _normed(x, gains.squeeze(0), None if biases is None else biases.squeeze(0), own)
     # Task by task: a product and a sum behind a norm for all rows would round it first, and be kept for gradients.
-    each: Sequence[Tensor | None] = [None] * len(gain) if biases is None else biases.unbind()
-    rows = x.unflatten(0, (len(gain), -1)).unbind()
-    return torch.cat([_normed(row, g, b, own) for row, g, b in zip(rows, gains.unbind(), each, strict=True)])
+    rows = (x,) if len(gain) == 1 else x.unflatten(0, (len(gain), -1)).unbind()
+    each: Iterable[Tensor | None] = repeat(None) if biases is None else biases.unbind()
+    if own.centre and (x.dtype == wide or x.device.type == "cpu"):  # whose kernel takes a wider gain
+        # Not F's, and nothing of ours around it: that would be a tenth of the time for one task's few rows.
+        normed = map(torch.layer_norm, rows, repeat(x.shape[-1:]), gains.unbind(), each, repeat(own.eps))
+    else:
+        normed = map(_normed, rows, gains.unbind(), each, repeat(own))
+    if len(gain) == 1:
+        return next(normed)
+    if own.alone and not torch.is_grad_enabled():
+        for row, out in zip(rows, normed, strict=True):
+            row.copy_(out)  # while both are in the cache, which other memory for all rows is not
+        return x
+    return torch.cat(list(normed))
 
 
 def _normed(x: Tensor, gain: Tensor, bias: Tensor | None, own: Own) -> Tensor:
     """gain, bias: (D,)"""
-    if own.centre and (x.dtype == gain.dtype or x.device.type == "cpu"):  # whose kernel takes a wider gain
-        # Not F's, whose own Python is a tenth of the time for one task's few rows.
-        return torch.layer_norm(x, x.shape[-1:], gain, bias, own.eps)
     out = normalise(x, own.eps, centre=own.centre) * gain  # rounded before the gain, as transformers' RMSNorms are
     return (out if bias is None else out + bias).to(x.dtype)
 
