@@ -210,6 +210,11 @@ def test_a_model_whose_base_is_its_language_model_is_refused():
         Backbone.wrap(tf.Llama4ForCausalLM(config).eval())
 
 
+def test_a_model_in_training_mode_is_inspected_without_its_dropout():
+    config = tf.BertGenerationConfig(**_ENCODER, is_decoder=True, bos_token_id=1, eos_token_id=2)
+    assert Backbone.wrap(tf.BertGenerationEncoder(config)).kind == "decoder"
+
+
 def test_the_one_stack_of_a_model_may_have_any_name():
     # A causal model whose path says "encoder": what lies behind its layers is its own all the same.
     config = tf.BertGenerationConfig(**_ENCODER, is_decoder=True, bos_token_id=1, eos_token_id=2)
