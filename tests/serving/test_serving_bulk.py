@@ -51,6 +51,16 @@ def test_rows_go_to_the_task_that_they_name(there):
         assert line["scores"] == pytest.approx(alone.scores, abs=1e-5)
 
 
+def test_the_backbone_is_that_of_the_tasks_that_are_asked(there):
+    other = Backbone.load(str(make_decoder(there / "decoder")), dtype="float32")
+    save(other, there / "tasks", "a-first-one", 0)
+    data = write(there / "rows.csv", [{"task": "mood", "text": t} for t in TEXTS])
+    assert predict_folder(there / "tasks", data, there / "out.jsonl", dtype="float32").answered == 5
+    write(data, [{"text": t} for t in TEXTS])
+    with pytest.raises(TaskError, match="was trained on backbone"):
+        predict_folder(there / "tasks", data, None, dtype="float32")
+
+
 def test_without_a_task_column_every_task_answers_every_row(there, capsys):
     data = write(there / "rows.csv", [{"text": t} for t in TEXTS])
     predict_folder(there / "tasks", data, None, dtype="float32")

@@ -65,14 +65,17 @@ def predict_folder(
     """
     folders = _folders(tasks)
     table = read_table(data)
-    name = backbone or str(read_description(next(iter(folders.values())))["backbone"].get("name"))
-    words = any(read_description(folder)["head"].get("verbaliser") for folder in folders.values())
+    wanted = sorted(folders) if COLUMN not in table.columns else sorted(_named(table, folders))
+    asked = [read_description(folders[one]) for one in wanted]  # others may be of another backbone
+    words = any(description["head"].get("verbaliser") for description in asked)
     engine = Engine(
-        Backbone.load(name, dtype=dtype, device=device, language_model=words), limits=Limits(seconds=HOURS, wait_ms=0.5)
+        Backbone.load(
+            backbone or str(asked[0]["backbone"].get("name")), dtype=dtype, device=device, language_model=words
+        ),
+        limits=Limits(seconds=HOURS, wait_ms=0.5),
     )
     engine.start()
     try:
-        wanted = sorted(folders) if COLUMN not in table.columns else sorted(_named(table, folders))
         cards = {one: engine.put(one, folders[one]) for one in wanted}
         settings = {one: _sampling(folders[one]) for one in wanted if cards[one].kind == "generation"}
         rows = list(_rows(table, cards))
