@@ -200,7 +200,7 @@ def test_prompts_are_refused_where_input_embeddings_stand_for_the_whole_embeddin
     # They would have no positions, nor would the rows beside them.
     backbone = Backbone.wrap(model_of("esm"))
     for method in (PromptTuning(length=3, init="uniform"), PTuning(length=3)):
-        with pytest.raises(UnsupportedError, match="does not take word embeddings in place of tokens"):
+        with pytest.raises(UnsupportedError, match="taken in place of tokens, which this backbone does not have"):
             Task.new("t", backbone, method)
 
 

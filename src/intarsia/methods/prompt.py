@@ -137,7 +137,7 @@ def prompt_site(owner: str, insert_at: InsertAt, available: Sequence[Site]) -> S
     other = "embedding_output" if insert_at == "word_embeddings" else "word_embeddings"
     if not any(found.values()):
         raise UnsupportedError(
-            f"{owner} finds no place on this backbone, which does not take word embeddings in place of tokens; use prefix, "
+            f"{owner} needs word embeddings that are taken in place of tokens, which this backbone does not have; use prefix, "
             "adapter or lora."
         )
     raise UnsupportedError(
