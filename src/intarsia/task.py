@@ -99,12 +99,13 @@ class Task(nn.Module):
         return self.eval() if not self.training else self
 
     def _reaches(self, site: Site) -> bool:
-        """Whether a site lies on the way to the head: neither the pretrained pooler nor T5's own lm_head does, unless asked for.
+        """Whether a site lies on the way to the head: the pretrained pooler, T5's own lm_head and ESM's contact head do not, unless
+        asked for.
         A parameter that gets no gradient would be counted and shipped for nothing."""
         if self.head is None:
             return True
         top = site.module.partition(".")[0]
-        return top != "lm_head" and (top != "pooler" or self.head.pooling == "pooler")
+        return top not in ("lm_head", "contact_head") and (top != "pooler" or self.head.pooling == "pooler")
 
     def trained_parameters(self) -> int:
         """How many numbers are trained, the head's included."""

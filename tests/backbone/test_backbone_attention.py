@@ -2,11 +2,15 @@
 
 import pytest
 import torch
+import transformers as tf
 
 import tiny
 from intarsia.backbone import Backbone, attention
+from intarsia.backbone.packed import Segments, packed
 from intarsia.bank import TaskBank
+from intarsia.errors import UnsupportedError
 from intarsia.methods import LoRA, PrefixTuning
+from intarsia.task import Task
 from seams.byhand import EXACT, Exact, alone, padded, task64, wrap64
 
 FAMILIES = [family for family in tiny.FAMILIES if family != "gemma2"]  # its soft cap exists in eager attention only
@@ -63,3 +67,35 @@ def test_a_bf16_backbone_on_a_cpu_takes_them_with_and_without_prefixes(family, t
         calls.clear()
         low.features(batch)
     assert calls, "also after the last prefix has gone"
+
+
+def doge():
+    """It calls attention with its mask by name, and makes that mask of the states."""
+    config = tf.DogeConfig(
+        vocab_size=97, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    torch.manual_seed(0)
+    return Backbone.wrap(tf.DogeForCausalLM(config))
+
+
+def test_a_model_that_gives_its_mask_by_name_takes_prefixes():
+    backbone = doge()
+    bank, batch = (
+        TaskBank(backbone, [Task.new("t", backbone, PrefixTuning(length=3, mid=None, init_std=0.5))]),
+        tiny.inputs("llama"),
+    )
+    with torch.no_grad():
+        together = bank(batch, tasks=["t", None, "t"])
+        torch.testing.assert_close(together[0], bank({k: x[:1] for k, x in batch.items()}, tasks="t")[0])
+        torch.testing.assert_close(together[1], backbone.features(batch)[1])
+
+
+def test_packed_rows_refuse_a_mask_that_attention_makes_itself():
+    backbone, ids = doge(), torch.arange(3, 9)[None]
+    segments = Segments(torch.tensor([0, 6], dtype=torch.int32), 6, torch.tensor([0, 6], dtype=torch.int32), 6)
+    with (
+        torch.no_grad(),
+        pytest.raises(UnsupportedError, match="do not know attention_mask"),
+        packed(backbone, segments),
+    ):
+        backbone.base(input_ids=ids, use_cache=False)

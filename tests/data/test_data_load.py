@@ -140,6 +140,12 @@ def test_true_and_false_are_classes(write):
     assert (splits.labels, splits.split("train").labels) == (("false", "true"), [1, 0])
 
 
+def test_an_integer_that_no_float_holds_is_a_class(write):
+    rows = "".join(f'{{"text": "t {i}", "label": {10**400 + i % 2}}}\n' for i in range(8))
+    splits = load_data(DataSpec(train=write("a.jsonl", rows)))
+    assert splits.labels == (str(10**400), str(10**400 + 1))
+
+
 def test_fractions_are_guessed_to_be_regression_and_said(write):
     path = write("a.csv", "text,score\nx,0.5\ny,2\nz,-1e-3\n")
     splits = load_data(DataSpec(train=path, validation=path))

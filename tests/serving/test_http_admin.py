@@ -1,6 +1,7 @@
 """Uploads over a fake library: what reaches it, and what does not."""
 
 import errno
+import os
 
 import pytest
 
@@ -110,6 +111,15 @@ def test_what_the_library_refuses_is_said(client, library):
     library.error = TaskError("the task belongs to another backbone")
     refusal(put(client, FILES), 422, "another backbone")
     refusal(client.delete("/v1/tasks/mood", headers=HEADERS), 404, "")
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOENT])
+def test_a_folder_that_cannot_be_written_is_no_bug_of_the_server(client, library, number, caplog):
+    library.error = OSError(number, os.strerror(number), "/somewhere/secret")
+    for answer in (put(client, FILES), client.delete("/v1/tasks/mood", headers=HEADERS)):
+        refusal(answer, 507, f"cannot be written ({os.strerror(number)}); nothing was changed")
+        assert "secret" not in answer.text
+    assert "a bug" not in caplog.text
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])

@@ -46,6 +46,31 @@ def test_it_answers_and_refuses_as_the_usual_way(client, path, name):
     assert straight.headers.items() == usual.headers.items()
 
 
+def test_who_hangs_up_before_the_body_is_whole_is_no_bug(client, caplog):
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/classify",
+        "raw_path": b"/v1/classify",
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json"), (b"content-length", b"500")],
+    }
+    events = iter([{"type": "http.request", "body": b'{"task"', "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive():
+        return next(events)
+
+    async def send(event):
+        sent.append(event)
+
+    with caplog.at_level("INFO"):
+        asyncio.run(client.app(scope, receive, send))
+    assert not sent
+    assert "ClientDisconnect" not in caplog.text
+    assert 'route="/v1/classify",status="0"' in client.get("/metrics").text
+
+
 def test_only_the_usual_way_goes_through_the_frameworks_dependencies(client, monkeypatch):
     calls = []
     real = fastapi.routing.solve_dependencies

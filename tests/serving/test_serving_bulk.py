@@ -8,9 +8,12 @@ import pytest
 import intarsia
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, DataError, TaskError
+from intarsia.heads import Head
+from intarsia.methods import LoRA
 from intarsia.serving.bulk import predict_folder
+from intarsia.task import Task
 from serving.served import save
-from workflow.tiny_run import cli, make_backbone
+from workflow.tiny_run import cli, make_backbone, make_decoder
 
 TEXTS = ["good film", "the plot was very poor", "fine", "a bad bad film", "great book"]
 __all__ = ["cli"]
@@ -46,6 +49,16 @@ def test_rows_go_to_the_task_that_they_name(there):
         alone = intarsia.predict(there / "tasks" / name, [TEXTS[row]], dtype="float32")[0]
         assert (line["row"], line["task"], line["label"]) == (row, name, alone.label)
         assert line["scores"] == pytest.approx(alone.scores, abs=1e-5)
+
+
+def test_the_backbone_is_that_of_the_tasks_that_are_asked(there):
+    other = Backbone.load(str(make_decoder(there / "decoder")), dtype="float32")
+    save(other, there / "tasks", "a-first-one", 0)
+    data = write(there / "rows.csv", [{"task": "mood", "text": t} for t in TEXTS])
+    assert predict_folder(there / "tasks", data, there / "out.jsonl", dtype="float32").answered == 5
+    write(data, [{"text": t} for t in TEXTS])
+    with pytest.raises(TaskError, match="was trained on backbone"):
+        predict_folder(there / "tasks", data, None, dtype="float32")
 
 
 def test_without_a_task_column_every_task_answers_every_row(there, capsys):
@@ -94,3 +107,48 @@ def test_a_row_that_fails_has_its_error_in_its_line(there):
     ended = predict_folder(there / "tasks", data, there / "out.jsonl", dtype="float32")
     assert (ended.answered, ended.failed) == (2, 1)
     assert "empty" in lines(there / "out.jsonl")[1]["error"]
+
+
+def test_answers_to_other_texts_are_not_gone_on_with(there):
+    data, out = write(there / "rows.csv", [{"text": t} for t in TEXTS]), there / "out.jsonl"
+    predict_folder(there / "tasks", data, out, dtype="float32")
+    before = out.read_text()
+    assert lines(out)[0]["text"] == ["good film"]
+    write(data, [{"text": t} for t in [TEXTS[0], "an edited text", *TEXTS[2:]]])
+    with pytest.raises(ConfigError, match="line 4 is not of this file"):
+        predict_folder(there / "tasks", data, out, dtype="float32")
+    assert out.read_text() == before
+
+
+@pytest.mark.parametrize("content", ["my notes, without a line break", "a line\nand half of one", "{}\n"])
+def test_a_file_that_is_no_earlier_run_stays_as_it_is(there, content):
+    data, out = write(there / "rows.csv", [{"text": t} for t in TEXTS]), there / "notes.txt"
+    out.write_text(content)
+    with pytest.raises(ConfigError, match="line 1 is not of this file"):
+        predict_folder(there / "tasks", data, out, dtype="float32")
+    assert out.read_text() == content
+
+
+def test_what_is_no_text_is_no_prompt(there):
+    data = there / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in ("good", ["good", "film"], 5, None)))
+    ended = predict_folder(there / "tasks", data, there / "out.jsonl", dtype="float32")
+    assert (ended.answered, ended.failed) == (3, 9)
+    found = [line.get("error") for line in lines(there / "out.jsonl") if line["task"] == "mood"]
+    assert found[0] is None
+    assert "is no text, but of type list" in found[1]
+    assert "is no text, but of type int" in found[2]
+    assert "empty" in found[3]
+    data.write_text(json.dumps({"text": "good", "task": ["mood", "spam"]}) + "\n")
+    with pytest.raises(DataError, match="no task \\['mood', 'spam'\\]"):
+        predict_folder(there / "tasks", data, None, dtype="float32")
+
+
+def test_a_task_that_writes_with_beams_is_asked_alone(tmp_path):
+    backbone = Backbone.load(str(make_decoder(tmp_path / "backbone")), dtype="float32")
+    task = Task.new("words", backbone, LoRA(rank=2), Head(kind="generation"))
+    task.data = {"text_columns": ["text"], "generation": {"beams": 3, "max_new_tokens": 4}}
+    task.save(tmp_path / "tasks" / "words")
+    data = write(tmp_path / "rows.csv", [{"text": t} for t in TEXTS])
+    with pytest.raises(ConfigError, match="writes with 3 beams"):
+        predict_folder(tmp_path / "tasks", data, None, dtype="float32")

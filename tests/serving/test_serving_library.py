@@ -98,6 +98,20 @@ def test_a_broken_or_foreign_folder_is_reported_once_and_the_old_version_stays(s
     assert all("\n" not in line for line in said)
 
 
+def test_a_folder_that_is_gone_is_said_once_and_its_tasks_stay_until_it_is_there_again(served, backbone, tmp_path):
+    engine, library, said = served
+    version = save(backbone, library.folder, "mood")
+    library.look()
+    for times in (1, 2):
+        os.replace(library.folder, tmp_path / "away")
+        for _ in range(3):
+            library.look()
+        assert said == ["the tasks folder cannot be read, its tasks stay: No such file or directory"] * times
+        assert names(engine) == {"mood": version}
+        os.replace(tmp_path / "away", library.folder)
+        library.look()
+
+
 def test_an_upload_is_served_and_stays_in_the_folder(served, backbone, tmp_path):
     engine, library, _ = served
     for seed in (1, 2):

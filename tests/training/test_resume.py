@@ -199,3 +199,28 @@ def test_seconds_and_resumes_are_summed_in_the_record(tmp_path):
     assert result.seconds >= checkpoint.facts["state"]["seconds"]
     assert result.tokens == 3 * 40 * 5
     assert len(json.loads((tmp_path / "run.json").read_text())["resumed"]) == 1
+
+
+class Asks(TinySource):
+    """Somebody else wants to go on with the run while it takes its 12th step."""
+
+    def __init__(self, out: Path, chosen) -> None:
+        super().__init__(40)
+        self.out, self.chosen, self.left, self.refused = out, chosen, 12, ""
+
+    def load(self, key):
+        self.left -= 1
+        if self.left == 0:
+            with pytest.raises(ConfigError) as error:
+                fit(*new(), TinySource(40), validation(), self.chosen, self.out, resume=True)
+            self.refused = str(error.value)
+        return super().load(key)
+
+
+def test_a_run_that_is_at_work_is_not_gone_on_with(tmp_path):
+    # Both would write the same checkpoint, and cut each other's lines off.
+    chosen = settings(epochs=3, checkpoint_every=4)
+    source = Asks(tmp_path, chosen)
+    fit(*new(), source, validation(), chosen, tmp_path)
+    assert source.refused == f"another run is at work in {tmp_path}; wait for it, or choose another --out"
+    assert fit(*new(), TinySource(40), validation(), chosen, tmp_path, resume=True).stopped == "finished"

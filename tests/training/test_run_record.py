@@ -26,6 +26,7 @@ def test_lines_after_the_checkpoint_are_cut_off(tmp_path):
     record.append({"step": 2})
     with open(tmp_path / "metrics.jsonl", "ab") as file:
         file.write(b'{"step": 3, "lo')  # Killed within a line.
+    record.close()
     again = RunRecord(tmp_path)
     again.open(resume=True)
     again.go_on(length)

@@ -152,3 +152,15 @@ def test_tasks_that_cannot_vote_are_refused(folders, files, tmp_path):
     task.save(tmp_path / "other")
     with pytest.raises(TaskError, match="same labels"):
         predict([folders[0], tmp_path / "other"], ["good"], combine="mean")
+    task = Task.load(folders[0])
+    task.data["text_columns"] = ["text", "other"]
+    task.save(tmp_path / "pairs")
+    with pytest.raises(TaskError, match=r"reads 2 text\(s\) per row, the first 1"):
+        predict([folders[0], tmp_path / "pairs"], ["good"], combine="mean")
+
+
+def test_a_vote_on_a_long_text_has_room_for_every_prompt(folders):
+    # With the shortest prompt's room the longest one's rows would end behind the backbone's positions.
+    text = "good film " * 40
+    one, other = (predict(order, [text], combine="mean")[0] for order in (folders, folders[::-1]))
+    assert one.scores == pytest.approx(other.scores, abs=1e-6)

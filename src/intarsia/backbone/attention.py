@@ -50,20 +50,20 @@ EXTEND, _WATCH, _RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_re
 
 
 def _over_sdpa(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
 ) -> Result:
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     inner = products if wants_products(query.dtype, query.device) else sdpa_attention_forward
-    return _attend(inner, module, query, key, value, mask, more)
+    return _attend(inner, module, query, key, value, attention_mask, more)
 
 
 def _over_eager(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
 ) -> Result:
     # The fallback lives in the modelling file: it has that model's own soft cap, bias and dtype of the softmax.
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    return _attend(eager, module, query, key, value, mask, more, additive=True)
+    return _attend(eager, module, query, key, value, attention_mask, more, additive=True)
 
 
 def _attend(

@@ -101,9 +101,10 @@ class Backbone(Facts):
     ) -> Backbone:
         """Any transformers model, with its own head if it has one; frozen here. `family`: the sites by hand, for models that
         neither the table nor the inspection knows."""
+        _freeze(model)  # before it is inspected: with dropout on, the same token has other states in every pass
         row = family if family is not None else _family(model)
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        return cls(_freeze(model), tokenizer, name, row, fingerprint(model.base_model))
+        return cls(model, tokenizer, name, row, fingerprint(model.base_model))
 
     @cached_property
     def plain(self) -> Plain:

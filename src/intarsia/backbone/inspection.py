@@ -3,13 +3,15 @@
 What is looked for: the longest ModuleList (the layers); in a layer, projections whose names say query, key, value, and the
 rest by shape (hidden -> wide is the feed-forward's entrance, wide -> hidden its second projection); then, from attention's
 output projection and the feed-forward's second one, the chain of modules that pass on *the same tensor* up to the residual
-sum. Where any of it is not found, the error says what was, and how to give the sites by hand.
+sum. Where any of it is not found, the error says what was, and how to give the sites by hand. Whether word embeddings can be
+given in place of tokens is tried.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,18 +41,20 @@ def inspect_family(model: PreTrainedModel) -> Family:
     projections = {name: m for name, m in first.named_modules() if shape_of(m) is not None}
     attention = _attention(model, projections)
     ffn = _feed_forward(model, projections, attention)
-    ends = _ends(model, first, (attention["o"], ffn[1]))
+    ends, called = _ends(model, first, (attention["o"], ffn[1]))
+    # In the order of the pass: the first is where the sublayer's input is met.
+    into = tuple(name for name in called if name in ffn[0])
     return Family(
         model_types=(model.config.model_type,),
         stacks=(
             Stack(
-                name="decoder" if _is_causal(base, model.device) else "encoder",
+                name="decoder" if _is_causal(model) else "encoder",
                 layers=path,
                 attention=Attention(**attention, out=ends[0]),  # type: ignore[arg-type]
-                feed_forward=FeedForward(into=ffn[0], down=ffn[1], out=ends[1]),
+                feed_forward=FeedForward(into=into, down=ffn[1], out=ends[1]),
             ),
         ),
-        gives_input_embeddings="inputs_embeds" in inspect.signature(base.forward).parameters,
+        gives_input_embeddings=_takes_words(model),
     )
 
 
@@ -72,11 +76,30 @@ def _is_pile(modules: nn.ModuleList) -> bool:
 
 
 @torch.no_grad()
-def _is_causal(base: nn.Module, device: torch.device) -> bool:
+def _is_causal(model: PreTrainedModel) -> bool:
     """Measured: whether the first token's state ignores the last token."""
-    ids = torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]], device=device)
-    states = base(input_ids=ids)[0]
+    states = _states(model, input_ids=torch.tensor([[3, 4, 5, 6], [3, 4, 5, 7]], device=model.device))
     return bool(torch.allclose(states[0, 0], states[1, 0], atol=1e-6))
+
+
+@torch.no_grad()
+def _takes_words(model: PreTrainedModel) -> bool:
+    """Measured: whether `inputs_embeds` are the words of `input_ids`. To ESM they are what leaves the whole embedding block, and a
+    prompt among them would cost every row of the batch its positions."""
+    base = model.base_model
+    if "inputs_embeds" not in inspect.signature(base.forward).parameters:
+        return False
+    ids = torch.tensor([[3, 4, 5, 6]], device=model.device)
+    words = base.get_input_embeddings()(ids)  # type: ignore[operator]
+    states, again = _states(model, input_ids=ids), _states(model, inputs_embeds=words)
+    return bool((states - again).abs().max() < 0.01 * states.abs().max())
+
+
+def _states(model: PreTrainedModel, **given: Tensor) -> Tensor:
+    states = getattr(model.base_model(**given), "last_hidden_state", None)
+    if states is None:
+        raise _unsure(model, f"{type(model.base_model).__name__}, the model without its head, gives no states")
+    return states
 
 
 def _attention(model: PreTrainedModel, projections: dict[str, nn.Module]) -> dict[str, str]:
@@ -120,20 +143,25 @@ def _feed_forward(
     return into, down[0]
 
 
-def _ends(model: PreTrainedModel, layer: nn.Module, starts: tuple[str, ...]) -> list[str]:
-    """For each start, the last module that the very tensor it puts out passes through."""
+def _ends(model: PreTrainedModel, layer: nn.Module, starts: tuple[str, ...]) -> tuple[list[str], Counter[str]]:
+    """For each start, the last module that the very tensor it puts out passes through; and how often each module is called, in
+    the order of the first calls."""
     names = {module: name for name, module in layer.named_modules()}
-    tails: dict[str, tuple[str, Tensor]] = {}
+    chains: dict[str, list[str]] = {}
+    tails: dict[str, Tensor] = {}
+    called: Counter[str] = Counter()
 
     def watch(module: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+        called[names[module]] += 1
         if not isinstance(output, Tensor) or not (args or kwargs):
             return
         if (name := names[module]) in starts:
-            tails[name] = (name, output)
-        for start, (_, tensor) in tails.items():
+            chains[name], tails[name] = [name], output
+        for start, tensor in tails.items():
             # Dropout in evaluation hands on the tensor itself; a norm makes a new one, and is followed only without a sum.
             if first_argument(args, kwargs) is tensor and name != start:
-                tails[start] = (name, output)
+                chains[start].append(name)
+                tails[start] = output
 
     handles = [
         m.register_forward_hook(watch, with_kwargs=True)
@@ -149,6 +177,7 @@ def _ends(model: PreTrainedModel, layer: nn.Module, starts: tuple[str, ...]) -> 
     finally:
         for handle in handles:
             handle.remove()
-    if missing := [start for start in starts if start not in tails]:
-        raise _unsure(model, f"{missing[0]!r} was not called")
-    return [tails[start][0] for start in starts]
+    if missing := [start for start in starts if called[start] != 1]:
+        raise _unsure(model, f"{missing[0]!r} was called {called[missing[0]]} times in a layer, expected once")
+    # A module that is called for both sublayers (Phi's dropout) is the place of neither.
+    return [next(name for name in reversed(chains[start]) if called[name] == 1) for start in starts], called

@@ -13,7 +13,8 @@ from intarsia.sites import Part, Role, Site
 
 def shape_of(projection: nn.Module) -> tuple[int, int] | None:
     """(width of input, width of output) of a linear layer: nn.Linear, GPT-2's Conv1D, or a quantised one; None otherwise."""
-    if isinstance(getattr(projection, "in_features", None), int):
+    # Both: ESM's contact head has a width of input alone.
+    if all(isinstance(getattr(projection, name, None), int) for name in ("in_features", "out_features")):
         return int(projection.in_features), int(projection.out_features)  # type: ignore[arg-type]
     if type(projection).__name__ == "Conv1D":
         return int(projection.nx), int(projection.nf)  # type: ignore[arg-type]
@@ -136,7 +137,8 @@ def _module_sites(base: nn.Module, layers: dict[str, tuple[Stack, int]]) -> Iter
         stack, layer = _place(path, layers)
         if not stack and not ("embed" in path or isinstance(module, nn.Embedding)):
             # Neither in a layer nor in the embeddings: the final norm, the pooler. They come after the layers.
-            stack = "encoder" if "decoder" not in depth or path.startswith("encoder") else "decoder"
+            other = "encoder" if path.startswith("encoder") else "decoder"
+            stack = other if len(depth) > 1 else next(iter(depth))
             layer = depth[stack]
         where = {"stack": stack, "layer": layer}
         if is_norm(module):

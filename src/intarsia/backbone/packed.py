@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 NAME = "intarsia_packed"
 _SEGMENTS = "_intarsia_segments"
-_UNKNOWN = ("position_bias", "softcap", "s_aux")
+_UNKNOWN = ("attention_mask", "position_bias", "softcap", "s_aux")
 """What some attentions add to the scores, and the kernel for segments does not."""
 
 
@@ -101,9 +101,14 @@ class Segments(NamedTuple):
     """(L,) beside slots: where each column's key goes."""
 
 
-def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **more: Any) -> Result:
+def _attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **more: Any
+) -> Result:
     """query: (K, H, S, D), key and value: (K, H_kv, S, D). Returns (K, S, H, D)."""
-    if wrong := [name for name in _UNKNOWN if more.get(name) is not None]:
+    # Nobody made a mask for it (`_no_mask`), so one that comes is the attention's own (Doge's).
+    if wrong := [
+        name for name, x in {"attention_mask": attention_mask, **more}.items() if name in _UNKNOWN and x is not None
+    ]:
         raise UnsupportedError(f"packed rows do not know {wrong[0]}, which {type(module).__name__} adds to its scores")
     causal = more.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if causal is None else causal)

@@ -127,7 +127,7 @@ def _are_fractions(values: Sequence[Any]) -> bool:
     """Whether all values are numbers (or strings of numbers) and one of them is not an integer."""
     try:
         numbers = [float(value) for value in values if value != ""]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # the last of integers of hundreds of digits
         return False
     return any(not number.is_integer() for number in numbers)
 

@@ -135,6 +135,11 @@ def prompt_site(owner: str, insert_at: InsertAt, available: Sequence[Site]) -> S
     if sites := found[Role.EMBED if insert_at == "word_embeddings" else Role.EMBED_OUT]:
         return sites[0]
     other = "embedding_output" if insert_at == "word_embeddings" else "word_embeddings"
+    if not any(found.values()):
+        raise UnsupportedError(
+            f"{owner} needs word embeddings that are taken in place of tokens, which this backbone does not have; use prefix, "
+            "adapter or lora."
+        )
     raise UnsupportedError(
         f"{owner}.insert_at is {insert_at!r}, which this backbone does not have; give {other!r}, or use prefix, adapter or lora."
     )

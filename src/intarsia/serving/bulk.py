@@ -23,6 +23,7 @@ from intarsia.serving.engine import Engine
 from intarsia.serving.limits import Limits
 from intarsia.serving.requests import (
     Answer,
+    BadRequest,
     Classify,
     Event,
     Failed,
@@ -64,18 +65,21 @@ def predict_folder(
     """
     folders = _folders(tasks)
     table = read_table(data)
-    name = backbone or str(read_description(next(iter(folders.values())))["backbone"].get("name"))
-    words = any(read_description(folder)["head"].get("verbaliser") for folder in folders.values())
+    wanted = sorted(folders) if COLUMN not in table.columns else sorted(_named(table, folders))
+    asked = [read_description(folders[one]) for one in wanted]  # others may be of another backbone
+    words = any(description["head"].get("verbaliser") for description in asked)
     engine = Engine(
-        Backbone.load(name, dtype=dtype, device=device, language_model=words), limits=Limits(seconds=HOURS, wait_ms=0.5)
+        Backbone.load(
+            backbone or str(asked[0]["backbone"].get("name")), dtype=dtype, device=device, language_model=words
+        ),
+        limits=Limits(seconds=HOURS, wait_ms=0.5),
     )
     engine.start()
     try:
-        wanted = sorted(folders) if COLUMN not in table.columns else sorted(_named(table, folders))
         cards = {one: engine.put(one, folders[one]) for one in wanted}
         settings = {one: _sampling(folders[one]) for one in wanted if cards[one].kind == "generation"}
         rows = list(_rows(table, cards))
-        done = 0 if out is None else _resumed(out, rows, cards)
+        done = 0 if out is None else _resumed(out, table, rows, cards)
         with ticking("predicting", len(rows) - done) as tick, _appending(out) as file:
             failed = 0
             for line in _answers(engine, table, rows[done:], cards, settings):
@@ -100,7 +104,7 @@ def _folders(tasks: Path) -> dict[str, Path]:
 def _named(table: Table, folders: dict[str, Path]) -> set[str]:
     """The tasks that the rows name; DataError for one that is not there."""
     for row, name in enumerate(table.columns[COLUMN]):
-        if name not in folders:
+        if not isinstance(name, str) or name not in folders:
             known = sorted(folders)
             raise table.bad_rows(
                 [row], f"no task {name!r}; there are {', '.join(known[:8])}{nearest(str(name), known)}"
@@ -127,6 +131,11 @@ def _sampling(folder: Path) -> Sampling:
     given = read_description(folder)["data"].get("generation", {})
     known = {field.name for field in dataclasses.fields(Decoding)}
     decoding = Decoding(**{key: value for key, value in given.items() if key in known})
+    if decoding.beams > 1:
+        raise ConfigError(
+            f"{folder} writes with {decoding.beams} beams, which is not done for many tasks at once; ask it alone: "
+            f"intarsia predict {folder} --data FILE"
+        )
     return Sampling(
         max_tokens=decoding.max_new_tokens,
         temperature=decoding.temperature if decoding.sample else 0.0,
@@ -136,19 +145,22 @@ def _sampling(folder: Path) -> Sampling:
     )
 
 
-def _resumed(out: Path, rows: Sequence[tuple[int, str]], cards: dict[str, Card]) -> int:
-    """How many lines stand already; a last half line is cut off. ConfigError where they are of other rows or versions."""
+def _resumed(out: Path, table: Table, rows: Sequence[tuple[int, str]], cards: dict[str, Card]) -> int:
+    """How many lines stand already; a last half line is cut off. ConfigError, and the file as it was, where they are of other rows
+    or versions."""
     if not out.exists():
         return 0
-    with out.open("r+b") as file:
-        whole = file.read()
-        kept = whole[: whole.rfind(b"\n") + 1]
-        file.truncate(len(kept))
-    lines = kept.splitlines()
-    for number, line in enumerate(lines):
+    whole = out.read_bytes()
+    *lines, half = whole.split(b"\n")
+    for number, line in enumerate([*lines, half] if half else lines):
         try:
-            found = json.loads(line)
-            same = (found["row"], found["task"]) == rows[number] and found["version"] == cards[found["task"]].version
+            asked = _asked(table, *rows[number], cards)
+            if number < len(lines):
+                found = json.loads(line)
+                same = {key: found[key] for key in asked} == asked
+            else:
+                begun = json.dumps(asked, ensure_ascii=False)[:-1].encode()
+                same = half[: len(begun)] == begun[: len(half)]
         except (ValueError, KeyError, TypeError, IndexError):
             same = False
         if not same:
@@ -156,6 +168,8 @@ def _resumed(out: Path, rows: Sequence[tuple[int, str]], cards: dict[str, Card])
                 f"{out}, line {number + 1} is not of this file and these tasks, so there is nothing to go on with; remove it or "
                 "give another --out"
             )
+    if half:
+        os.truncate(out, len(whole) - len(half))
     return len(lines)
 
 
@@ -186,30 +200,47 @@ def _answers(
     for row, name in rows:
         events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         try:
-            engine.submit(_request(table, row, cards[name], settings), events.put)
+            engine.submit(_request(_texts(table, row, cards[name]), cards[name], settings), events.put)
         except RequestError as error:
             events.put(Failed(error))
         waiting.append((row, name, events))
         if len(waiting) == AHEAD:
-            yield _line(*waiting.pop(0), cards)
+            yield _line(table, *waiting.pop(0), cards)
     for one in waiting:
-        yield _line(*one, cards)
+        yield _line(table, *one, cards)
 
 
-def _request(table: Table, row: int, card: Card, settings: dict[str, Sampling]) -> Request:
-    texts = [table.columns[column][row] for column in card.columns]
+def _texts(table: Table, row: int, card: Card) -> list[Any]:
+    """What a task reads of a row: its texts, or its words."""
+    values = [table.columns[column][row] for column in card.columns]
     if card.kind == "token-classification":
-        words = texts[0] if isinstance(texts[0], list) else str(texts[0]).split()
-        return Tag(task=card.name, words=tuple(map(str, words)))
-    given = tuple("" if text is None else str(text) for text in texts)
+        values = (
+            values[0].split() if isinstance(values[0], str) else values[0] if isinstance(values[0], list) else values
+        )
+    return ["" if value is None else value for value in values]
+
+
+def _request(texts: list[Any], card: Card, settings: dict[str, Sampling]) -> Request:
+    if wrong := [value for value in texts if not isinstance(value, str)]:
+        raise BadRequest(f"{' '.join(str(wrong[0]).split())[:60]!r} is no text, but of type {type(wrong[0]).__name__}")
+    if card.kind == "token-classification":
+        return Tag(task=card.name, words=tuple(texts))
     if card.kind != "generation":
-        return Classify(task=card.name, texts=given)
-    prompt = given[0] if len(given) == 1 else json.dumps(dict(zip(card.columns, given, strict=True)))
+        return Classify(task=card.name, texts=tuple(texts))
+    prompt = texts[0] if len(texts) == 1 else json.dumps(dict(zip(card.columns, texts, strict=True)))
     return Generate(task=card.name, prompt=prompt, sampling=settings[card.name])
 
 
-def _line(row: int, name: str, events: queue.SimpleQueue[Event], cards: dict[str, Card]) -> dict[str, Any]:
-    line: dict[str, Any] = {"row": row, "task": name, "version": cards[name].version}
+def _asked(table: Table, row: int, name: str, cards: dict[str, Card]) -> dict[str, Any]:
+    """How the row's line begins: what was asked, so that a run which goes on can tell whether it still is."""
+    text = [str(value) for value in _texts(table, row, cards[name])]
+    return {"row": row, "task": name, "version": cards[name].version, "text": text}
+
+
+def _line(
+    table: Table, row: int, name: str, events: queue.SimpleQueue[Event], cards: dict[str, Card]
+) -> dict[str, Any]:
+    line = _asked(table, row, name, cards)
     while isinstance(event := events.get(), Piece):
         pass
     if isinstance(event, Answer):

@@ -39,6 +39,8 @@ class Library:
         self._seen: dict[str, Look] = {}
         """The look that has been dealt with, by name."""
         self._served: set[str] = set()
+        self._unread = ""
+        """Why the folder itself could not be read at the last look."""
         self._changing = threading.Lock()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="intarsia-library", daemon=True)
@@ -138,8 +140,12 @@ class Library:
         try:
             entries = sorted(os.scandir(self.folder), key=lambda entry: entry.name)
         except OSError as error:
-            self.say(f"the tasks folder cannot be read, its tasks stay: {error.strerror}")
+            why = str(error.strerror)
+            if why != self._unread:  # once, and not at every look
+                self.say(f"the tasks folder cannot be read, its tasks stay: {why}")
+            self._unread = why
             return dict(self._seen)
+        self._unread = ""
         for entry in entries:
             # A link may lead out of the folder.
             if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,22 +96,23 @@ def fit_pack(
     """
     results: dict[str, FitResult | Failed] = {}
     members = []
-    for entry in entries:
-        try:
-            member = _opened(bank, entry, prune, resume=resume)
-        except IntarsiaError as error:
-            results[entry.task.name] = Failed(name=entry.task.name, error=error)
-            continue
-        if isinstance(member, Member):
-            members.append(member)
-        else:
-            results[entry.task.name] = member
-    say = members[0].report.say if members else print
-    trunks = Trunks()
-    return results | train(members, lambda waiting: assign(waiting, say, trunks), ended=ended)
+    with ExitStack() as held:
+        for entry in entries:
+            try:
+                member = _opened(bank, entry, prune, held, resume=resume)
+            except IntarsiaError as error:
+                results[entry.task.name] = Failed(name=entry.task.name, error=error)
+                continue
+            if isinstance(member, Member):
+                members.append(member)
+            else:
+                results[entry.task.name] = member
+        say = members[0].report.say if members else print
+        trunks = Trunks()
+        return results | train(members, lambda waiting: assign(waiting, say, trunks), ended=ended)
 
 
-def _opened(bank: Any, entry: Entry, prune: Prune | None, *, resume: bool) -> Member | FitResult:
+def _opened(bank: Any, entry: Entry, prune: Prune | None, held: ExitStack, *, resume: bool) -> Member | FitResult:
     """The member that is to be trained; the result of one that has ended before."""
     task, train, report = entry.task, entry.train, entry.report
     settings = _resolved(entry.settings, task, entry.validation)
@@ -121,6 +123,7 @@ def _opened(bank: Any, entry: Entry, prune: Prune | None, *, resume: bool) -> Me
     same = settings.model_dump(mode="json", exclude={"checkpoint_every"})
     asked: dict[str, Any] = as_json({"settings": same, "batches_per_epoch": len(train.plan(0)), **entry.identity})
     record = RunRecord(entry.out)
+    held.callback(record.close)
     record.open(resume=resume)
     if record.facts.get("result"):
         return _finished(record, bank, task, asked, report)

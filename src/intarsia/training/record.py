@@ -23,20 +23,23 @@ _PACKAGES = ("intarsia", "torch", "transformers", "tokenizers", "safetensors", "
 
 
 class RunRecord:
-    """The record in the folder `out`. Times are written and never read: they cannot change a run."""
+    """The record in the folder `out`, held by one process at a time. Times are written and never read: they cannot change a run."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
         self.facts: dict[str, Any] = {}
+        self._folder: int | None = None
 
     def open(self, *, resume: bool) -> None:
-        """Makes the folder. ConfigError where it cannot be written, or holds a run that is not to be resumed."""
+        """Makes the folder, and holds it until `close`. ConfigError where it cannot be written, holds a run that is not to be
+        resumed, or one that is still at work."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             if not os.access(self.out, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
             raise ConfigError(f"cannot write to {self.out}: {error.strerror or error}; choose another --out") from error
+        self._hold()
         found = [name for name in _TRACES if (self.out / name).exists()]
         if found and not resume:
             raise ConfigError(
@@ -44,6 +47,26 @@ class RunRecord:
             )
         if (self.out / RUN).exists():
             self.facts = _read_json(self.out / RUN)
+
+    def close(self) -> None:
+        """Lets the folder go."""
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
+
+    def _hold(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows
+            return
+        self._folder = os.open(self.out, os.O_RDONLY)
+        try:
+            fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.close()
+            raise ConfigError(f"another run is at work in {self.out}; wait for it, or choose another --out") from None
+        except OSError:  # a file system that locks no folders
+            pass
 
     def begin(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """The record of a run that starts from its first step, also where an earlier attempt left something."""

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError
+from intarsia.rows import longest_input
 from intarsia.task import Task
 from intarsia.training import Scores, Writing, compute_metrics
 from intarsia.training.generating import write
@@ -59,8 +61,22 @@ def check(tasks: Sequence[Task], combine: str) -> None:
             )
         if task.data.get("template") != first.data.get("template"):
             raise TaskError(f"task {index} has another template than the first; only tasks that read alike can vote")
+        if _columns(task) != _columns(first):
+            raise TaskError(
+                f"task {index} reads {_columns(task)} text(s) per row, the first {_columns(first)}; only tasks that read alike can "
+                "vote"
+            )
         if any(task.name == before.name for before in tasks[: index - 1]):
             task.name = f"{task.name} ({index})"
+
+
+def _columns(task: Task) -> int:
+    return len(task.data.get("text_columns") or ("text",))
+
+
+def reader(tasks: Sequence[Task], backbone: Backbone) -> Task:
+    """The one whose rows all can take: the longest prompt leaves the fewest places for text."""
+    return min(tasks, key=lambda task: longest_input(task, backbone))
 
 
 def answer(

@@ -92,7 +92,7 @@ def evaluate(
     rows = splits.split("test" if spec.data is None and not isinstance(data, DataSpec) else split)
     if rows.labels is None:
         raise DataError(f"the {split} split has no labels to compare with; choose another --split, or use predict")
-    source = source_of(rows, task, backbone, batch_size)
+    source = source_of(rows, ensemble.reader(tasks, backbone), backbone, batch_size)
     with resident(backbone, tasks) as bank:
         if combine is None:
             metrics, members = score(bank, task, source, writing).metrics, {}
@@ -129,7 +129,7 @@ def predict(
         rows = typed_rows(texts, task)
     else:
         rows = load_rows_for_prediction(origin(data), columns_of(task, text_columns), split, head_of(task).kind)
-    source = source_of(rows, task, backbone, batch_size)
+    source = source_of(rows, ensemble.reader(tasks, backbone), backbone, batch_size)
     with resident(backbone, tasks) as bank:
         if combine is not None:
             answers, _ = _vote(bank, tasks, source, combine, writing)

@@ -74,10 +74,11 @@ async def _files(request: Request) -> tuple[bytes, bytes]:
 
 
 async def _on_disk(work: Callable[[], Any]) -> Any:
-    """Runs on a thread of its own; a full disk is a 507, and the old version stays."""
+    """Runs on a thread of its own; a disk that is full or cannot be written is a 507, and the old version stays."""
     try:
         return await asyncio.to_thread(work)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise ApiError(507, "the disk of the tasks folder is full; nothing was changed") from None
-        raise
+        why = error.strerror or type(error).__name__  # without the path
+        raise ApiError(507, f"the tasks folder cannot be written ({why}); nothing was changed") from None

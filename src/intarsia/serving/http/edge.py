@@ -3,6 +3,7 @@
 import asyncio
 import time
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from intarsia.serving.http.errors import ApiError, answer
@@ -31,6 +32,8 @@ class Edge:
             await self.app(scope, receive, noted)
         except asyncio.CancelledError:
             # The server's time is over, and this request was still under way: no bug, whose traceback uvicorn would write.
+            return None
+        except ClientDisconnect:  # before its body was whole: there is nobody to answer
             return None
         except Exception as error:  # noqa: BLE001 - the last place where it can become an answer
             note_bug("a bug", error)
