@@ -27,6 +27,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,7 @@ JOBS = [
 ]
 PARTS = {
     "attention": ("segments_",),
+    "adapters with their norms": ("adapted_norm",),
     "bottlenecks": ("bottleneck_",),
     "trained norms": ("norm_forward", "norm_backward"),
     "frozen norms": ("layer_norm", "rms_norm"),
@@ -118,7 +120,7 @@ def ours(shape: str, method: str, members: str, path: str, seconds: float, profi
         )
         for i, task in enumerate(tasks)
     ]
-    opened = [loop._opened(bank, entry, None, resume=False) for entry in entries]
+    opened = [loop._opened(bank, entry, None, ExitStack(), resume=False) for entry in entries]
     steppers = (
         [PlainStepper(member) for member in opened]  # type: ignore[arg-type]
         if path == "plain"

@@ -1,5 +1,7 @@
 """The packed path: whoever shares the pass, each member's gradients, steps and scores are those of padded batches alone."""
 
+from contextlib import ExitStack
+
 import numpy as np
 import pytest
 import torch
@@ -84,7 +86,7 @@ def pack(backbone, methods, heads, folder, *, types=False, **settings):
 
 
 def members_of(bank, entries):
-    return [loop._opened(bank, entry, None, resume=False) for entry in entries]
+    return [loop._opened(bank, entry, None, ExitStack(), resume=False) for entry in entries]
 
 
 def gradients_alone(member):
