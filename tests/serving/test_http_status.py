@@ -55,6 +55,16 @@ def test_tasks_say_what_the_page_shows(client, engine):
     assert said["tasks"][-1]["resident"] is False
 
 
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", "/v1/tasks", "/v2/health/ready", "/v1/classify"])
+def test_head_says_what_get_would(client, path):
+    told, asked = client.get(path), client.head(path)
+    assert asked.status_code == told.status_code == (405 if path == "/v1/classify" else 200)
+    assert asked.headers["content-type"] == told.headers["content-type"]
+    assert samples(client)[
+        "intarsia_http_requests_total", (("method", "HEAD"), ("route", path), ("status", str(told.status_code)))
+    ]
+
+
 def test_load_says_how_it_goes(client):
     idle = client.get("/v1/load").json()
     assert idle["latency_ms"] == {"p50": None, "p95": None, "p99": None}

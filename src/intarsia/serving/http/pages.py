@@ -65,4 +65,4 @@ def _route(name: str) -> Callable[[Request], Awaitable[Response]]:
 
 for _name in TYPES:
     _path = "/" if _name == "index.html" else f"/page/{_name}"
-    router.add_api_route(_path, _route(_name), methods=["GET", "HEAD"], response_class=Response)
+    router.add_api_route(_path, _route(_name), methods=["GET"], response_class=Response)
