@@ -30,8 +30,18 @@ METHODS = {
 
 
 @pytest.fixture
-def sums(monkeypatch):
-    """On any device; which norms made sums, and how many gradients each got."""
+def kernels(monkeypatch):
+    """On any device, and without a graph, which would not come by what is counted here."""
+    for module in (residuals, fast):
+        monkeypatch.setattr(module, "fused", lambda x: x.dtype == torch.float32)
+    monkeypatch.setattr(PackedStepper, "_capture", lambda _: None)
+    monkeypatch.setattr(test_packed, "TOL", {"rtol": 1e-3, "atol": 1e-5})
+    monkeypatch.setattr(test_packed, "stir", lambda task, seed: stirred(task, seed))
+
+
+@pytest.fixture
+def sums(monkeypatch, kernels):
+    """Which norms made sums, and how many gradients each got; with adapters in plain torch."""
     seen = []
     whole = SummedNorm.backward
 
@@ -39,18 +49,13 @@ def sums(monkeypatch):
         seen.append((ctx.summed, sum(grad is not None for grad in grads)))
         return whole(ctx, *grads)
 
-    for module in (residuals, fast):
-        monkeypatch.setattr(module, "fused", lambda x: x.dtype == torch.float32)
-    monkeypatch.setattr(fast, "fused_activation", lambda *_: None)  # the bottleneck's kernel has tests of its own
+    monkeypatch.setattr(fast, "fused_activation", lambda *_: None)
     monkeypatch.setattr(SummedNorm, "backward", backward)
-    monkeypatch.setattr(PackedStepper, "_capture", lambda _: None)  # a graph would not come by what is counted here
-    monkeypatch.setattr(test_packed, "TOL", {"rtol": 1e-3, "atol": 1e-5})
     return seen
 
 
 @pytest.mark.parametrize("methods", METHODS)
 def test_the_gradients_are_those_of_padded_batches_alone(methods, sums, tmp_path, monkeypatch):
-    monkeypatch.setattr(test_packed, "stir", lambda task, seed: stirred(task, seed))
     backbone = Backbone.wrap(tiny.build("bert").to(DEVICE, torch.float32))
     chosen = METHODS[methods]
     made, make = [], Summed.made
@@ -74,13 +79,7 @@ ALONG = {
 
 
 @pytest.mark.parametrize("methods", ALONG)
-def test_adapters_are_computed_along_with_the_norms_behind_them(methods, sums, tmp_path, monkeypatch):
-    monkeypatch.undo()  # but for the bottleneck's kernel, all of `sums` again
-    for module in (residuals, fast):
-        monkeypatch.setattr(module, "fused", lambda x: x.dtype == torch.float32)
-    monkeypatch.setattr(PackedStepper, "_capture", lambda _: None)
-    monkeypatch.setattr(test_packed, "TOL", {"rtol": 1e-3, "atol": 1e-5})
-    monkeypatch.setattr(test_packed, "stir", lambda task, seed: stirred(task, seed))
+def test_adapters_are_computed_along_with_the_norms_behind_them(methods, kernels, tmp_path, monkeypatch):
     along, apply = [], AdaptedNorm.apply
     monkeypatch.setattr(AdaptedNorm, "apply", lambda *given: along.append(given) or apply(*given))
     backbone = Backbone.wrap(tiny.build("bert").to(DEVICE, torch.float32))
