@@ -12,9 +12,9 @@ pytest.importorskip("triton")
 
 from intarsia.ops.kernels.adamw import update
 from intarsia.ops.kernels.adapted_norm import AdaptedNorm
-from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KINDS
 from intarsia.ops.kernels.bottleneck import bottleneck
 from intarsia.ops.kernels.bottleneck import launch as launch_bottleneck
+from intarsia.ops.kernels.narrow import ACTIVATIONS as KINDS
 from intarsia.ops.kernels.norms import SummedNorm, norm_change
 from intarsia.ops.kernels.norms import launch as launch_norm_change
 from intarsia.ops.kernels.segments import short_segments

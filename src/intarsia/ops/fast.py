@@ -88,8 +88,8 @@ def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
 
 def fused_activation(non_linearity: str, narrow: int) -> int | None:
     """The number of an activation, by its name in ACTIVATIONS, if the bottleneck's kernel knows it and takes this width."""
-    from intarsia.ops.kernels.bottleneck import ACTIVATIONS as KNOWN
-    from intarsia.ops.kernels.bottleneck import WIDEST
+    from intarsia.ops.kernels.narrow import ACTIVATIONS as KNOWN
+    from intarsia.ops.kernels.narrow import WIDEST
 
     return KNOWN.get(non_linearity) if narrow <= WIDEST else None
 

@@ -13,7 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from intarsia.ops.kernels.bottleneck import activate, dense, gradients, narrow_product, options, tile_of
+from intarsia.ops.kernels.bottleneck_backward import gradients
+from intarsia.ops.kernels.narrow import activate, dense, narrow_product, options, tile_of
 from intarsia.ops.kernels.norms import launch_backward
 
 

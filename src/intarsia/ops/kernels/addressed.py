@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from intarsia.ops.kernels.bottleneck import ACTIVATIONS, activate, narrow_product
+from intarsia.ops.kernels.narrow import ACTIVATIONS, activate, narrow_product
 from intarsia.ops.kernels.norms import _normal
 
 if TYPE_CHECKING:
