@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from intarsia.ops.kernels.bottleneck_backward import gradients
-from intarsia.ops.kernels.narrow import activate, dense, narrow_product, options, tile_of
+from intarsia.ops.kernels.narrow import adapted, dense, inner_of, options, tile_of
 from intarsia.ops.kernels.norms import launch_backward
 
 
@@ -29,27 +29,19 @@ def adapted_norm_forward(
     index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
     inside, known = index < rows, columns < narrow
     at = task * rows + index
-    down_ptr += task * down_task
-    up_ptr += task * up_task
-    z = narrow_product(
-        y_ptr, at, inside, down_ptr, columns, known, width, width, 1, width, TILE, CHUNK, NARROW, PRECISION
-    )
-    z += tl.load(down_bias_ptr + task * down_bias_task + columns, mask=known, other=0.0).to(tl.float32)[None, :]
-    z = z.to(y_ptr.dtype.element_ty)
+    z, inner = inner_of(
+        y_ptr, at, inside, down_ptr + task * down_task, down_bias_ptr + task * down_bias_task, columns, known, width,
+        KIND, TILE, CHUNK, NARROW, PRECISION,
+    )  # fmt: skip
     tl.store(z_ptr + at[:, None] * narrow + columns[None, :], z, mask=inside[:, None] & known[None, :])
-    inner, _ = activate(z.to(tl.float32), KIND)
-    inner = tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
+    up_ptr += task * up_task
+    up_bias_ptr += task * up_bias_task
     # The mean of a row, and the sum of squares about it, chunk by chunk (Chan et al. 1979): squares about 0 would cancel.
     mean, spread = tl.zeros([TILE], tl.float32), tl.zeros([TILE], tl.float32)
     for begin in range(0, width, CHUNK):
         w = begin + tl.arange(0, CHUNK)
         there = inside[:, None] & (w < width)[None, :]
-        up = tl.load(
-            up_ptr + w[None, :] * narrow + columns[:, None], mask=known[:, None] & (w < width)[None, :], other=0.0
-        )  # fmt: skip
-        total = tl.dot(inner, up.to(inner.dtype), input_precision=PRECISION)
-        total += tl.load(up_bias_ptr + task * up_bias_task + w, mask=w < width, other=0.0).to(tl.float32)[None, :]
-        total += tl.load(y_ptr + at[:, None] * width + w[None, :], mask=there, other=0.0).to(tl.float32)
+        total = adapted(y_ptr, at, there, inner, up_ptr, up_bias_ptr, columns, known, w, width, narrow, PRECISION)
         # Rounded as the adapter's output, and as the sum, would be.
         total = total.to(total_ptr.dtype.element_ty).to(tl.float32)
         total += tl.load(residual_ptr + at[:, None] * width + w[None, :], mask=there, other=0.0).to(tl.float32)

@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from intarsia.ops.kernels.bottleneck_backward import gradients
-from intarsia.ops.kernels.narrow import activate, dense, narrow_product, options, tile_of
+from intarsia.ops.kernels.narrow import adapted, dense, inner_of, options, tile_of
 
 
 @triton.jit
@@ -24,28 +24,19 @@ def bottleneck_forward(y_ptr, down_ptr, down_bias_ptr, up_ptr, up_bias_ptr, out_
     index, columns = tile * TILE + tl.arange(0, TILE), tl.arange(0, NARROW)
     inside, known = index < rows, columns < narrow
     at = task * rows + index
-    down_ptr += task * down_task
-    up_ptr += task * up_task
-    z = narrow_product(
-        y_ptr, at, inside, down_ptr, columns, known, width, width, 1, width, TILE, CHUNK, NARROW, PRECISION
-    )
-    z += tl.load(down_bias_ptr + task * bias_task + columns, mask=known, other=0.0).to(tl.float32)[None, :]
-    both = inside[:, None] & known[None, :]
-    z = z.to(y_ptr.dtype.element_ty)
+    z, inner = inner_of(
+        y_ptr, at, inside, down_ptr + task * down_task, down_bias_ptr + task * bias_task, columns, known, width,
+        KIND, TILE, CHUNK, NARROW, PRECISION,
+    )  # fmt: skip
     if KEEP:
-        tl.store(z_ptr + at[:, None] * narrow + columns[None, :], z, mask=both)
-    inner, _ = activate(z.to(tl.float32), KIND)
-    inner = tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
+        tl.store(z_ptr + at[:, None] * narrow + columns[None, :], z, mask=inside[:, None] & known[None, :])
+    up_ptr += task * up_task
+    up_bias_ptr += task * up_bias_task
     tl.debug_barrier()  # out may be y: no warp writes before all have read their rows
     for begin in range(0, width, CHUNK):
         w = begin + tl.arange(0, CHUNK)
         there = inside[:, None] & (w < width)[None, :]
-        up = tl.load(
-            up_ptr + w[None, :] * narrow + columns[:, None], mask=known[:, None] & (w < width)[None, :], other=0.0
-        )  # fmt: skip
-        out = tl.dot(inner, up.to(inner.dtype), input_precision=PRECISION)
-        out += tl.load(up_bias_ptr + task * up_bias_task + w, mask=w < width, other=0.0).to(tl.float32)[None, :]
-        out += tl.load(y_ptr + at[:, None] * width + w[None, :], mask=there, other=0.0).to(tl.float32)
+        out = adapted(y_ptr, at, there, inner, up_ptr, up_bias_ptr, columns, known, w, width, narrow, PRECISION)
         tl.store(out_ptr + at[:, None] * width + w[None, :], out.to(out_ptr.dtype.element_ty), mask=there)
 
 

@@ -59,6 +59,30 @@ def narrow_product(rows_ptr, at, inside, weight_ptr, columns, known, width, stri
     return total
 
 
+@triton.jit
+def inner_of(y_ptr, at, inside, down_ptr, bias_ptr, columns, known, width,
+             KIND: tl.constexpr, TILE: tl.constexpr, CHUNK: tl.constexpr, NARROW: tl.constexpr,
+             PRECISION: tl.constexpr):  # fmt: skip
+    """D y + b of rows, and f of that, (TILE, NARROW) each, in the dtype of y."""
+    z = narrow_product(
+        y_ptr, at, inside, down_ptr, columns, known, width, width, 1, width, TILE, CHUNK, NARROW, PRECISION
+    )
+    z += tl.load(bias_ptr + columns, mask=known, other=0.0).to(tl.float32)[None, :]
+    z = z.to(y_ptr.dtype.element_ty)
+    inner, _ = activate(z.to(tl.float32), KIND)
+    return z, tl.where(known[None, :], inner, 0.0).to(y_ptr.dtype.element_ty)
+
+
+@triton.jit
+def adapted(y_ptr, at, there, inner, up_ptr, bias_ptr, columns, known, w, width, narrow, PRECISION: tl.constexpr):
+    """y + U inner + c of rows, in the columns w; fp32."""
+    wide = w < width
+    up = tl.load(up_ptr + w[None, :] * narrow + columns[:, None], mask=known[:, None] & wide[None, :], other=0.0)
+    out = tl.dot(inner, up.to(inner.dtype), input_precision=PRECISION)
+    out += tl.load(bias_ptr + w, mask=wide, other=0.0).to(tl.float32)[None, :]
+    return out + tl.load(y_ptr + at[:, None] * width + w[None, :], mask=there, other=0.0).to(tl.float32)
+
+
 def tile_of(count: int) -> int:
     return max(16, min(64, triton.next_power_of_2(count // PROGRAMS)))
 
