@@ -13,6 +13,7 @@ import select
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
@@ -61,6 +62,7 @@ class Server:
 
     def __init__(self, tasks: Path, place: Path, *more: str, device: str = "cpu", seconds: float = 300) -> None:
         """place: a folder for its keys and its log."""
+        began = time.perf_counter()
         self.key, self.log = secrets.token_hex(24), place / "log"
         keys = place / "keys"
         keys.touch(mode=0o600)
@@ -82,6 +84,8 @@ class Server:
         if not line.startswith("http://"):
             self.process.kill()
             raise RuntimeError(f"no server: {line!r}, {self.log.read_text()[-2000:]}")
+        self.took = time.perf_counter() - began
+        """Seconds until it was ready."""
         self.host, self.port = line.split()[0].removeprefix("http://").split(":")
 
     def client(self) -> Client:

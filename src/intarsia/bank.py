@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar, overload
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 from intarsia.backbone import Backbone
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.language import generate, word_scores
+from intarsia.backbone.packed import Slots
 from intarsia.errors import ConfigError
-from intarsia.graphs import Graphs
+from intarsia.graphs import LONGEST, MOST, Graphs, usual_batches
 from intarsia.heads import IGNORED, Decoding, place, score_rows
 from intarsia.residents import Residents
 from intarsia.routing import NotByRow, Route
@@ -152,6 +153,30 @@ class TaskBank(Residents):
             label = written if head is not None and written in head.labels else None
             found.append(Prediction(text=text, prediction=written, label=label, scores=None))
         return found
+
+    def ahead(
+        self, names: Iterable[str], *, tokens: int, rows: int, slots: Slots | None = None, types: bool = False
+    ) -> Iterator[None]:
+        """Makes the graphs of the passes that batches of these tasks will want, one with each step, so that no request waits for
+        them. It ends early where one of the tasks goes.
+
+        tokens: rows times the longest of a batch; slots: where texts will be written, of which none is in use; types: whether some
+        rows may be pairs.
+        """
+        if self.graphs is None:
+            return
+        own = self.shapes(names)[:MOST]
+        while not self.fits(own):
+            own.pop()
+        own.sort(key=lambda name: self.tasks[name].prompt is None)
+        prompts = bool(own) and self.tasks[own[0]].prompt is not None
+        longest, self.graphs.typed = min(LONGEST, self.backbone.max_length), self.graphs.typed or types
+        for made in usual_batches(tokens, rows, longest, slots, prompts=prompts, types=types):
+            if any(name not in self.tasks for name in own):
+                return
+            if not self.graphs.make(made, self.fetched(own) or [None], slots):
+                return
+            yield
 
     def entering(self, route: Route, rows: int) -> Prompts | None:
         """The prompts of so many rows of a decoder, for `Backbone.with_prompts`."""

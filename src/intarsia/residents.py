@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from intarsia.ops import Before, Own, Summed, fused
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.shelf import Shelf
 from intarsia.sites import Role, Site
-from intarsia.storage import Live, Stored
+from intarsia.storage import Form, Live, Stored
 from intarsia.task import Task
 
 
@@ -185,6 +185,15 @@ class Residents:
         names = [None if name is None else self._known(name) for name in names]
         self._shelf.fetch(name for name in names if name and isinstance(self._residents[name], Stored))
         return [None if name is None else self._residents[name] for name in names]
+
+    def shapes(self, names: Iterable[str]) -> list[str]:
+        """One for each shape among these tasks that kernels read where they lie, those first whose shape more have."""
+        found: dict[Form, str] = {}
+        for name in names:
+            resident = self._residents[self._known(name)]
+            if isinstance(resident, Stored) and readable([resident]):
+                found.setdefault(resident.form, name)
+        return [found[form] for form in sorted(found, key=lambda form: -form.users)]
 
     @contextmanager
     def under(self, route: Route) -> Iterator[None]:

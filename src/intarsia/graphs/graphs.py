@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -20,6 +20,7 @@ from intarsia.backbone.packed import Slots
 from intarsia.errors import UnsupportedError
 from intarsia.graphs.layout import Packed, pack, pack_rows
 from intarsia.graphs.one import Key, OnePass, Under, Written
+from intarsia.graphs.sizes import LONGEST, columns_of, longest_of, rows_of
 from intarsia.ops import ALIGN, NOBODY, fused, offsets_from
 from intarsia.routing import Resident
 from intarsia.sites import Role
@@ -27,18 +28,15 @@ from intarsia.staged import to_device
 from intarsia.storage import Form, Stored
 
 log = logging.getLogger("intarsia.graphs")
-LONGEST = 256
-"""Tokens of a row beyond which kernels for long sequences are the better ones, and launches matter less."""
-_KEPT = 128
+_KEPT = 512
 """Graphs; the least recently used go."""
-_OFTEN = 8
-"""How often rows take a graph of more forms than they have, which launches what they do not need, before they get their own."""
+OFTEN = 500
+"""How often rows take a graph of more forms than they have, before they get their own: what it launches for a form in vain takes
+some 50 us of each pass, and making another as long as some hundred times that."""
 _OWN = 4
 """Graphs of one size, for different forms, that are made for that reason."""
-_MOST = 8
+MOST = 8
 """Forms of a graph that is made for any rows which have some of them."""
-_LEAST = 16
-"""Columns and rows of the smallest pass."""
 
 
 class Graphs:
@@ -55,7 +53,8 @@ class Graphs:
         self._refused: set[Key] = set()
         """What the model does that packed rows do not know (ModernBERT's window, for long rows), found out by running it."""
         self._said: set[str] = set()
-        self._first_position = backbone.first_position
+        self.typed = False
+        """Whether token types go in where a batch has none, too: all are 0 then, and one graph does for pairs and for others."""
         with torch.inference_mode(False):
             self._anchor = torch.zeros(ALIGN, dtype=backbone.dtype, device=backbone.device)
         self._on_gpu = backbone.device.type == "cuda"
@@ -84,6 +83,7 @@ class Graphs:
         if not {"input_ids"} <= batch.keys() <= {"input_ids", "attention_mask", "token_type_ids"}:
             return None
         ids, mask, types = _on_cpu(batch)
+        types = np.zeros_like(ids) if types is None and self.typed else types
         decoder = self.backbone.kind == "decoder"
         made, back = pack_rows(ids, mask, types, *_prompts(rows), after=decoder)
         if made.lengths.max() > LONGEST or not made.lengths.min():
@@ -111,28 +111,12 @@ class Graphs:
     ) -> Tensor | None:
         """What the pass puts out; None where the model does what packed rows do not know."""
         slots, written = writing or (None, None)
-        forms = [row.form if isinstance(row, Stored) else None for row in rows]
-        longest = int(made.lengths.max())
-        key = Key(
-            _rounded(len(made.ids)),
-            max(_LEAST, 1 << (len(rows) - 1).bit_length()),
-            1 if longest == 1 else _LEAST if longest <= _LEAST else 64 * -(-longest // 64),
-            made.types is not None,
-            bool((made.ids < 0).any()),
-            tuple(sorted({form for form in forms if form is not None}, key=id)),
-            slots,
-        )
-        key, kept = self._chosen(key)
+        forms = {row.form for row in rows if isinstance(row, Stored)}
+        key, kept = self._chosen(self._key(made, forms, slots))
         if key in self._refused:
             return None
         one = self._passes.get(key) or OnePass(self.backbone, key, self._anchor, self._room(key))
-        number = {form: index for index, form in enumerate(key.forms)} | {None: NOBODY}
-        flats = [row.flat if isinstance(row, Stored) else None for row in rows]
-        moved = np.array([self._first_position + (0 if form is None else form.offset) for form in forms])
-        moved = moved + (0 if written is None else np.asarray(written.lengths))
-        one.fill(made, offsets_from(self._anchor, flats), [number[form] for form in forms], moved, written)
-        if key.entered:
-            self._enter(one, made, flats, forms)
+        flats = self._fill(one, made, rows, written)
         try:
             self._send(one, flats, kept)
         except UnsupportedError as error:
@@ -140,6 +124,51 @@ class Graphs:
             self._refused.add(key)
             return None
         return one.out
+
+    def _key(self, made: Packed, forms: Iterable[Form], slots: Slots | None) -> Key:
+        return Key(
+            columns_of(len(made.ids)),
+            rows_of(len(made.lengths)),
+            longest_of(int(made.lengths.max())),
+            made.types is not None,
+            bool((made.ids < 0).any()),
+            tuple(sorted(forms, key=id)),
+            slots,
+        )
+
+    def _fill(
+        self, one: OnePass, made: Packed, rows: Sequence[Resident | None], written: Written | None
+    ) -> Sequence[Tensor | None]:
+        """The next batch; its rows' flat tensors."""
+        forms = [row.form if isinstance(row, Stored) else None for row in rows]
+        flats = [row.flat if isinstance(row, Stored) else None for row in rows]
+        number = {form: index for index, form in enumerate(one.key.forms)} | {None: NOBODY}
+        moved = np.array([self.backbone.first_position + (0 if form is None else form.offset) for form in forms])
+        moved = moved + (0 if written is None else np.asarray(written.lengths))
+        one.fill(made, offsets_from(self._anchor, flats), [number[form] for form in forms], moved, written)
+        if one.key.entered:
+            self._enter(one, made, flats, forms)
+        return flats
+
+    def make(self, made: Packed, residents: Sequence[Resident | None], slots: Slots | None) -> bool:
+        """Makes the graph of such a batch, where there is none: for rows of all these tasks, even if it has fewer rows. Whether
+        others are worth a try, too."""
+        if not (self._on_gpu and self.able):
+            return False
+        key = self._key(made, {one.form for one in residents if isinstance(one, Stored)}, slots)
+        if key in self._passes or key in self._refused or key in self._never:
+            return key in self._passes
+        count = len(made.lengths)
+        with torch.inference_mode(False), torch.no_grad():
+            one = OnePass(self.backbone, key, self._anchor, self._room(key))
+            written = None if slots is None else Written(range(count), [0] * count)
+            self._fill(one, made, [residents[row % len(residents)] for row in range(count)], written)
+            try:
+                self._make(one)
+            except UnsupportedError as error:
+                self._say("rows are padded, not packed", str(error))
+                self._refused.add(key)
+        return one.replay is not None
 
     def _chosen(self, key: Key) -> tuple[Key, bool]:
         """The key of a graph that serves these rows, and whether it is there or worth making; else the pass is run as it is.
@@ -158,10 +187,10 @@ class Graphs:
         wider = [other for other in alike if set(key.forms) <= set(other.forms)]
         self._asked[key] += 1
         if wider:
-            own = self._asked[key] > _OFTEN and len(alike) < _OWN and key not in self._never
+            own = self._asked[key] > OFTEN and len(alike) < _OWN and key not in self._never
             return (key if own else min(wider, key=lambda other: len(other.forms))), True
         both = {form for other in (key, *alike) for form in other.forms if form.users}
-        if alike and len(both) <= _MOST:
+        if alike and len(both) <= MOST:
             wanted = key._replace(forms=tuple(sorted(both, key=id)))
             self._asked[wanted] += 1
             return (wanted, True) if self._asked[wanted] > 1 and wanted not in self._never else (key, False)
@@ -268,11 +297,3 @@ def _on_cpu(batch: Mapping[str, Tensor]) -> tuple[np.ndarray, np.ndarray, np.nda
     ids = batch["input_ids"].cpu().numpy()
     mask = batch["attention_mask"].cpu().numpy() if "attention_mask" in batch else np.ones_like(ids)
     return ids, mask != 0, batch["token_type_ids"].cpu().numpy() if "token_type_ids" in batch else None
-
-
-def _rounded(columns: int) -> int:
-    """At most an eighth more, or what makes no difference."""
-    if columns <= 2048:
-        return next(size for size in (16, 32, 64, 128, 256, 512, 768, 1024, 1536, 2048) if columns <= size)
-    step = 1 << ((columns - 1).bit_length() - 4)
-    return -(-columns // step) * step

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +91,10 @@ class Decoder:
         for word, group in list(self._groups.items()):
             if writing in group.rows:
                 self._keep(word, [row for row in group.rows if row is not writing])
+
+    def ahead(self, names: Sequence[str]) -> Iterator[None]:
+        """Makes what texts by these tasks would wait for, one thing with each step; ends where somebody writes."""
+        return self._seated.ahead(names)
 
     def uses(self, name: str) -> bool:
         """Whether any text is written by this task."""

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from intarsia.backbone import Backbone
+from intarsia.serving.ahead import Ahead
 from intarsia.serving.answering import Answering
 from intarsia.serving.counts import Counts
 from intarsia.serving.jobs import Job, payloads
@@ -52,6 +53,7 @@ class Engine(ServedTasks):
         self.limits = limits or Limits()
         self.counts = Counts()
         self._answering = Answering(self._bank, self.limits, self._finish)
+        self._ahead = Ahead(self._bank, self.limits, self._answering.decoder)
         self._rows = Scheduler(tokens=self.limits.batch_tokens, rows=self.limits.batch_rows)
         self._prompts = Scheduler(tokens=self.limits.decode_tokens, rows=self.limits.decode_rows)
         self._reading = 0
@@ -65,6 +67,14 @@ class Engine(ServedTasks):
         """The thread begins."""
         self.state = "ready"
         self._thread.start()
+
+    def prepare(self) -> None:
+        """Makes what requests to the tasks of now would wait for: on a GPU, graphs of batches of usual sizes. Requests may come
+        meanwhile, and go before. For tasks that come later it is made while there is nothing else to do."""
+        self._ahead.wanted = True
+        self._on_thread(self._ahead.ready.clear)
+        while self._thread.is_alive() and not self._ahead.ready.wait(timeout=1.0):
+            pass
 
     def drain(self, seconds: float) -> None:
         """Refuses new requests, finishes those that are under way, and stops; what is left after `seconds` is told so. The
@@ -222,6 +232,9 @@ class Engine(ServedTasks):
         answered = not batch and self._answering.answer()
         wrote = self._answering.write(self._joining(), self.counts)
         if batch or answered or wrote:
+            return not self._stopped
+        idle = not self._jobs and not self._controls and self.state == "ready"
+        if idle and self._ahead.step(self._changes, self._current.values()):
             return not self._stopped
         with self._lock:
             if self._stopped or (self.state == "draining" and not self._jobs):

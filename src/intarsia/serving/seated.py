@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from torch import Tensor
 
@@ -35,6 +35,10 @@ class Seated:
     def takes(self, task: str | None) -> bool:
         """Whether this task's rows can be written so."""
         return self._seats.takes(task)
+
+    def ahead(self, names: Sequence[str]) -> Iterator[None]:
+        """As Decoder.ahead."""
+        return self._seats.ahead(names, PREFILL)
 
     def leave(self, rows: Sequence[Writing]) -> None:
         """Their slots are free; rows that have none are left alone."""

@@ -38,6 +38,8 @@ class ServedTasks:
         """Held for moments only: by submit, by the engine between two steps, by those who ask how it goes."""
         self._controls: deque[Callable[[], None]] = deque()
         """What the thread is to do between two steps."""
+        self._changes = 0
+        """How often the bank's tasks have changed."""
         self._changing = threading.Lock()
         self._thread: threading.Thread
         _measure_heads(backbone)
@@ -93,6 +95,7 @@ class ServedTasks:
 
     def _swap(self, version: Version) -> None:
         self._bank.add(version.task, version.key)
+        self._changes += 1
         version.task = self._bank.tasks[version.key]
         version.card = card_of(version.name, version.task, self._bank.nbytes(version.key), resident=True)
         with self._lock:
@@ -112,6 +115,7 @@ class ServedTasks:
 
     def _evict(self, version: Version) -> None:
         self._bank.discard(version.key)
+        self._changes += 1
 
     def _on_thread(self, change: Callable[[], None]) -> None:
         """Runs a change on the engine's thread, between two steps, and waits for it."""

@@ -3,7 +3,7 @@ leave, and none waits for the padding of another."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -75,6 +75,18 @@ class Seats:
             self.bank.graphs.forget(old)
         for place, seat in enumerate(self.seats):
             seat.slot = place
+
+    def ahead(self, names: Sequence[str], tokens: int) -> Iterator[None]:
+        """Makes graphs for texts by these tasks, one with each step, while no seat is taken: making one writes to the slots.
+        tokens: of a pass at most."""
+        if not self.able or self.seats:
+            return
+        self.room(1, 1)
+        slots = self._slots
+        for _ in self.bank.ahead(names, tokens=tokens, rows=self.max_rows, slots=slots):
+            yield
+            if self.seats or self._slots is not slots:
+                return
 
     def read(self, seats: Sequence[Seat]) -> Tensor:
         """The scores (B, V), fp32, of the word after each row's unread tokens; good until the next call."""

@@ -72,6 +72,7 @@ def serve_folder(
             engine.start()
             library = Library(tasks, engine)
             count = library.start()
+            engine.prepare()
 
             def ready() -> None:
                 number = f"{count} task{'' if count == 1 else 's'}"
