@@ -125,10 +125,9 @@ def _train_pack(
 
     runs = resolve_pack(run_file, flags, overrides)
     try:
-        results = run_pack(runs, resume=resume, score_test=score_test, report=open_pack_reporter())
+        results = draw_runs(run_pack(runs, resume=resume, score_test=score_test, report=open_pack_reporter()))
     except KeyboardInterrupt as error:
         raise Interrupted(f"stopped; go on with: intarsia train {shlex.quote(str(run_file))} --resume") from error
-    draw_runs(results)
     rows, failed = [], [result for result in results if isinstance(result, Failed)]
     for settings, result in zip(runs, results, strict=True):
         if not isinstance(result, Failed):

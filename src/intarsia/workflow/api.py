@@ -65,8 +65,7 @@ def train_pack(
         report=open_pack_reporter() if report is None else report,
         backbone=backbone if isinstance(backbone, Backbone) else None,
     )
-    draw_runs(results)
-    return results
+    return draw_runs(results)
 
 
 def _settings(backbone: str | Backbone, given: Mapping[str, Any]) -> RunSettings:
