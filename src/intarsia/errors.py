@@ -6,7 +6,8 @@ IntarsiaError                 caught once, by the command line: one line on stde
 ├── BackboneError             a backbone cannot be loaded, or its sites cannot be found
 │   └── UnsupportedError      the method or option does not work on this backbone; names those that do
 ├── TaskError                 a task folder cannot be read, or belongs to another backbone
-└── TrainingError             training stopped (NaN loss, disk full); the last good checkpoint is intact
+└── TrainingError             training stopped (a loss that is NaN); the last good checkpoint is intact
+    └── DiskError             a file cannot be written (disk full): no fault of the run, which goes on once there is room
 """
 
 
@@ -36,6 +37,10 @@ class TaskError(IntarsiaError):
 
 class TrainingError(IntarsiaError):
     """Training stopped; the last good checkpoint is intact."""
+
+
+class DiskError(TrainingError):
+    """A file cannot be written, as on a full disk; the run itself is not at fault, and goes on once it can be."""
 
 
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,10 @@ class Task(nn.Module):
     def new(cls, name: str, backbone: Backbone, method: Method, head: Head | None = None, *, seed: int = 0) -> Task:
         """A task with fresh modules. Without a head it only changes the backbone, whose own head goes on working.
 
-        The same seed gives the same initial values, and the caller's random numbers are left as they were.
+        The same seed gives the same initial values, and the caller's random numbers are left as they were. Its tensors are fp32,
+        also where the caller's default is another dtype.
         """
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _fp32():
             torch.manual_seed(seed)
             return cls(name, backbone, method, head).to(backbone.device)
 
@@ -184,6 +186,16 @@ class Task(nn.Module):
         task.metrics, task.data = (_known_words(description[part]) for part in ("metrics", "data"))
         task.version = description["content"]
         return task.eval()
+
+
+@contextmanager
+def _fp32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _file_name(name: str) -> str:

@@ -8,7 +8,6 @@ also the task's version. Nothing in either file is executed.
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,30 +48,31 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
         ) from None
     _finish(folder)
     # The new description waits beside the old one until the tensors are in place; killed anywhere, `read` finds a matching pair.
-    ready: list[tuple[str, Path]] = []
+    ready: list[tuple[Path, Path]] = []
     try:
         for name, data in ((NEXT, text), (TENSORS, blob)):
             ready.append((_partial(folder / name, data), folder / name))
         for partial, target in ready:
             os.replace(partial, target)
     except OSError:
-        for path in (*(Path(partial) for partial, _ in ready), folder / NEXT):
+        for path in (*(partial for partial, _ in ready), folder / NEXT):
             path.unlink(missing_ok=True)
         raise
     os.replace(folder / NEXT, folder / DESCRIPTION)
     return full["content"]
 
 
-def _partial(target: Path, data: bytes) -> str:
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+def _partial(target: Path, data: bytes) -> Path:
+    """The name is fixed: a killed save leaves at most one behind, and the next one takes it over."""
+    name = target.with_name(f".{target.name.lstrip('.')}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with open(name, "wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
     except BaseException:
-        os.unlink(name)
+        name.unlink(missing_ok=True)
         raise
     return name
 

@@ -1,11 +1,14 @@
 """The commands end to end, on a tiny random BERT."""
 
 import json
+import shlex
 import shutil
+import signal
 
 import pytest
 
 from intarsia.methods import METHODS
+from intarsia.training.member import Member
 from workflow.tiny_run import make_backbone, sentences, train_arguments, write_csv
 
 
@@ -201,3 +204,26 @@ def test_resume_needs_the_folder_only_and_says_when_nothing_is_left(cli, trained
     assert done.status == 0, done.err
     assert "nothing is left to train" in done.err
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_a_stopped_pack_says_a_command_that_goes_on_with_it(cli, backbone, files, tmp_path, monkeypatch):
+    """With what stood on the command line beside the run file."""
+    run_file = tmp_path / "two runs.yaml"
+    run_file.write_text(f"backbone: {backbone}\nruns: [{{name: a, method: head}}, {{name: b, method: bitfit}}]\n")
+    stepped, left = Member.stepped, [5]
+
+    def interrupting(self, *seen):
+        left[0] -= 1
+        if left[0] == 0:
+            signal.raise_signal(signal.SIGINT)
+        return stepped(self, *seen)
+
+    monkeypatch.setattr(Member, "stepped", interrupting)
+    given = ["--train", files["train"], "--test", files["test"], "--label-column", "label", "--lr", 2e-3]
+    stopped = cli("train", run_file, *given, "--set", "train.max_steps=6", "--out", tmp_path / "out", "--device", "cpu")
+    assert stopped.status == 130
+    command = stopped.err.splitlines()[-1].removeprefix("intarsia: stopped; go on with: intarsia ")
+    done = cli(*shlex.split(command))
+    assert done.status == 0, done.err
+    assert "a: resumed from the checkpoint of step" in done.err
+    assert "test_accuracy" in (tmp_path / "out/a/task.json").read_text()

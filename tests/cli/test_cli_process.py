@@ -45,6 +45,8 @@ def test_help_answers_in_half_a_second():
 def test_bare_command_prints_help_and_version_the_version():
     assert "Usage: intarsia" in run().stdout
     assert run("--version").stdout == f"intarsia {__version__}\n"
+    command = [sys.executable, "-m", "intarsia", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == f"intarsia {__version__}\n"
 
 
 @pytest.mark.parametrize(

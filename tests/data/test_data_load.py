@@ -185,7 +185,7 @@ def test_a_task_brings_its_own_labels_in_its_own_order(write):
     splits = load_data(spec)
     assert splits.labels == ("pos", "neutral", "neg")
     assert splits.split("test").labels == [0, 2, 0, 2]
-    with pytest.raises(DataError, match=r"no 'train' split; there is test \(4 rows\)"):
+    with pytest.raises(DataError, match=r"no 'train' split; there is test \(4 rows\)$"):
         splits.split("train")
 
 

@@ -1,6 +1,10 @@
 """The same from Python: intarsia.train, evaluate, predict."""
 
+import random
+
+import numpy as np
 import pytest
+import torch
 
 import intarsia
 from intarsia.errors import ConfigError, DataError
@@ -38,6 +42,36 @@ def test_the_same_seed_gives_the_same_file(backbone, files, tmp_path):
         train(str(backbone), files, tmp_path / name, method="lora", max_steps=4, seed=3).folder for name in ("a", "b")
     ]
     assert (runs[0] / "task.safetensors").read_bytes() == (runs[1] / "task.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_callers_default_dtype_and_random_numbers_change_nothing_and_are_not_changed(
+    backbone, files, tmp_path, dtype
+):
+    whole = train(str(backbone), files, tmp_path / "whole", max_steps=4, dtype="float32").folder
+    torch.set_default_dtype(dtype)
+    try:
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)
+        before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+        other = train(str(backbone), files, tmp_path / "other", max_steps=4, dtype="float32").folder
+        assert torch.get_default_dtype() is dtype
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (whole / "task.safetensors").read_bytes() == (other / "task.safetensors").read_bytes()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()
+    assert np.array_equal(before[2], np.random.get_state()[1])
+
+
+def test_what_is_no_backbone_method_or_run_is_said(backbone, files, tmp_path):
+    loaded = intarsia.Backbone.load(str(backbone), device="cpu")
+    with pytest.raises(ConfigError, match=r"got BertModel; of a model make one with Backbone\.wrap\(model"):
+        train(loaded.model, files, tmp_path / "out")
+    for method in (intarsia.LoRA, None, 3):
+        with pytest.raises(ConfigError, match=r"method must be a name, .* such as LoRA\(rank=8\), got (LoRA|None|3)$"):
+            train(loaded, files, tmp_path / "out", method=method)
+    with pytest.raises(ConfigError, match="each of the runs must be a mapping"):
+        intarsia.train_pack(["lora"], backbone=loaded)
 
 
 def test_a_misspelt_setting_is_named(backbone, files, tmp_path):

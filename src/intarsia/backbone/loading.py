@@ -119,7 +119,8 @@ def from_pretrained(folder: str, name: str, *, language_model: bool = False) -> 
             auto = tf.AutoModelForCausalLM
         elif language_model:
             auto = tf.AutoModelForMaskedLM
-        model, report = auto.from_pretrained(folder, output_loading_info=True)
+        with torch.random.fork_rng(devices=[]):  # what the checkpoint lacks is drawn at random
+            model, report = auto.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         line = " ".join(str(error).split())[:200]
         if os.sep in name and not Path(name).exists():

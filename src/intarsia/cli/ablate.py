@@ -1,12 +1,15 @@
 """`intarsia ablate`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from intarsia.cli import options
 from intarsia.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from intarsia.workflow.ablation import Ablation
 
 
 def add(app: typer.Typer) -> None:
@@ -46,8 +49,18 @@ def ablate(
         dtype=dtype,
         device=device,
     )
-    if out is not None:
-        report.write(found, out)
+    # Printed first: nothing of it is lost where the folder cannot be written.
+    _print(found, as_json=as_json)
+    if out is None:
+        return
+    report.write(found, out)
+    if not as_json:
+        print(f"\nreport  {out / report.FILES[0]}, {out / report.FILES[1]}")
+
+
+def _print(found: "Ablation", *, as_json: bool) -> None:
+    from intarsia.workflow import ablation_report as report
+
     if as_json:
         print_json(report.as_dict(found))
         return
@@ -65,5 +78,3 @@ def ablate(
         print()
     for line in report.words(found):
         print(line)
-    if out is not None:
-        print(f"\nreport  {out / report.FILES[0]}, {out / report.FILES[1]}")

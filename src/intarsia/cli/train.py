@@ -1,5 +1,6 @@
 """`intarsia train`."""
 
+import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -125,10 +126,10 @@ def _train_pack(
 
     runs = resolve_pack(run_file, flags, overrides)
     try:
-        results = run_pack(runs, resume=resume, score_test=score_test, report=open_pack_reporter())
+        results = draw_runs(run_pack(runs, resume=resume, score_test=score_test, report=open_pack_reporter()))
     except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped; go on with: intarsia train {shlex.quote(str(run_file))} --resume") from error
-    draw_runs(results)
+        given = _given(run_file, flags, overrides) + " --score-test" * score_test
+        raise Interrupted(f"stopped; go on with: intarsia train {given} --resume") from error
     rows, failed = [], [result for result in results if isinstance(result, Failed)]
     for settings, result in zip(runs, results, strict=True):
         if not isinstance(result, Failed):
@@ -140,6 +141,18 @@ def _train_pack(
         print_table(["run", *(["score", ""][: len(rows[0]) - 4]), "parameters", "size", "task"], rows)
     if failed:
         raise TrainingError("; ".join(f"run {one.name!r} failed: {one.message}" for one in failed))
+
+
+def _given(run_file: Path, flags: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """What a pack was started with, as arguments: a run file does not know what the command line said beside it."""
+    arguments = [str(run_file)]
+    for key, value in flags.items():
+        if value is not None:
+            plain = json.dumps(value, default=str, ensure_ascii=False)
+            arguments += ["--out", str(value)] if key == "out" else ["--set", f"{key}={plain}"]
+    for override in overrides:
+        arguments += ["--set", override]
+    return shlex.join(arguments)
 
 
 def _print_result(result: "Trained") -> None:

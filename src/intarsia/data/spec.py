@@ -138,5 +138,5 @@ class Splits:
         there = {split: len(rows) for split in SPLITS if (rows := getattr(self, split)) is not None}
         if name not in there:
             have = ", ".join(f"{split} ({count:,} rows)" for split, count in there.items())
-            raise DataError(f"there is no {name!r} split; there is {have}{nearest(name, SPLITS)}")
+            raise DataError(f"there is no {name!r} split; there is {have}{nearest(name, list(there))}")
         return getattr(self, name)

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from intarsia.errors import TrainingError
+from intarsia.errors import DiskError, TrainingError
 
 FILE = "checkpoint.safetensors"
+FULL = {errno.ENOSPC, errno.EDQUOT}
+"""The errors of a full disk, or of a spent quota."""
 _FORMAT = "intarsia checkpoint 1"
 
 
@@ -46,7 +48,7 @@ def snapshot(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
-    """Atomic: a reader finds the old checkpoint or the new one, at any moment. TrainingError when the disk is full."""
+    """Atomic: a reader finds the old checkpoint or the new one, at any moment. DiskError when the disk is full."""
     from safetensors.torch import save
 
     metadata = {"format": _FORMAT, "facts": json.dumps(checkpoint.facts, allow_nan=False)}
@@ -103,19 +105,26 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def disk_errors(what: str, folder: Path) -> Iterator[None]:
-    """A failed write as one line that says what is safe and what to do."""
+def disk_errors(
+    what: str, folder: Path, *, kept: str | None = None, again: str = "go on with --resume"
+) -> Iterator[None]:
+    """A failed write as one line that says what is safe and what to do. kept, again: both, where the folder is not a run's."""
     try:
         yield
     except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        full = error.errno in FULL
         why = "the disk is full" if full else (error.strerror or str(error))
-        saved = "the task is saved" if (folder / "task.json").exists() else "there is no checkpoint yet"
-        kept = "the last checkpoint is intact" if (folder / FILE).exists() else saved
         cure = "free some space" if full else "make the folder writable"
-        raise TrainingError(
-            f"cannot write {what} to {folder}: {why}; {kept}; {cure}, then go on with --resume"
+        raise DiskError(
+            f"cannot write {what} to {folder}: {why}; {kept or _kept(folder)}; {cure}, then {again}"
         ) from error
+
+
+def _kept(folder: Path) -> str:
+    """What there is of a run."""
+    if (folder / FILE).exists():
+        return "the last checkpoint is intact"
+    return "the task is saved" if (folder / "task.json").exists() else "there is no checkpoint yet"
 
 
 def rng_tensors(device: torch.device) -> dict[str, Tensor]:

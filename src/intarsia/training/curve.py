@@ -1,10 +1,11 @@
 """The picture of a run: loss above, validation metric below, against optimizer steps."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
-from intarsia.training.checkpoint import disk_errors
+from intarsia.training.checkpoint import disk_errors, write_atomic
 from intarsia.training.metrics import higher_is_better
 from intarsia.training.record import METRICS, RUN
 
@@ -13,7 +14,7 @@ _BLUE, _ORANGE, _INK, _FAINT = "#2f6db3", "#d9822b", "#333333", "#d8d8d8"
 
 def draw_run(folder: Path) -> None:
     """`curve.png` of a run that has ended, from what it wrote. It takes a tenth of a second, which is why the many runs of a
-    comparison go without. TrainingError where it cannot be written."""
+    comparison go without. DiskError where it cannot be written."""
     lines = [json.loads(line) for line in (folder / METRICS).read_text().splitlines()]
     facts = json.loads((folder / RUN).read_text())
     steps, metric = facts["result"]["steps"], facts["settings"]["metric"]
@@ -46,9 +47,9 @@ def draw_curve(lines: list[dict[str, Any]], metric: str | None, title: str, path
     # Margins by hand: an automatic layout lays out every text twice, and a pack has a picture for each of its members.
     figure.subplots_adjust(left=0.11, right=0.98, bottom=0.1 if both else 0.15, top=0.94 if both else 0.91, hspace=0.08)
     figure.align_ylabels(panels)
-    temporary = path.with_name(path.name + ".tmp")
-    figure.savefig(temporary, format="png", pil_kwargs={"compress_level": 3})
-    temporary.replace(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", pil_kwargs={"compress_level": 3})
+    write_atomic(path, drawn.getvalue())
 
 
 def _draw_loss(panel: Any, logged: list[dict[str, Any]], evaluated: list[dict[str, Any]]) -> None:

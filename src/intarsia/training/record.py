@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import ConfigError, TrainingError
-from intarsia.training.checkpoint import FILE, disk_errors, write_atomic
+from intarsia.training.checkpoint import FILE, FULL, disk_errors, write_atomic
 
 RUN = "run.json"
 METRICS = "metrics.jsonl"
@@ -32,12 +32,15 @@ class RunRecord:
 
     def open(self, *, resume: bool) -> None:
         """Makes the folder, and holds it until `close`. ConfigError where it cannot be written, holds a run that is not to be
-        resumed, or one that is still at work."""
+        resumed, or one that is still at work; DiskError when the disk is full."""
         try:
             self.out.mkdir(parents=True, exist_ok=True)
             if not os.access(self.out, os.W_OK | os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
         except OSError as error:
+            if error.errno in FULL:
+                with disk_errors("a run", self.out):
+                    raise
             raise ConfigError(f"cannot write to {self.out}: {error.strerror or error}; choose another --out") from error
         self._hold()
         found = [name for name in _TRACES if (self.out / name).exists()]

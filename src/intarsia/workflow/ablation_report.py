@@ -112,8 +112,8 @@ def _gain(found: Ablation, one: Dropped) -> str:
 
 
 def write(found: Ablation, out: Path) -> None:
-    """ablation.html, .md and .json in a folder. TrainingError when the disk is full."""
-    with disk_errors("the ablation", out):
+    """ablation.html, .md and .json in a folder. DiskError when the disk is full."""
+    with disk_errors("the ablation", out, kept="the task is as it was", again="call it again"):
         out.mkdir(parents=True, exist_ok=True)
         for name, text in zip(FILES, (_html(found), _markdown(found), plain(found)), strict=True):
             write_atomic(out / name, text.encode())

@@ -59,20 +59,35 @@ def train_pack(
     Raises ConfigError for an unknown or wrong setting; KeyboardInterrupt after Ctrl-C, when all have been saved.
     """
     results = run_pack(
-        [_settings(backbone, {"method": "adapter", "data": None, **shared, **run}) for run in runs],
+        [_settings(backbone, {"method": "adapter", "data": None, **shared, **_mapping(run)}) for run in runs],
         resume=resume,
         score_test=score_test,
         report=open_pack_reporter() if report is None else report,
         backbone=backbone if isinstance(backbone, Backbone) else None,
     )
-    draw_runs(results)
-    return results
+    return draw_runs(results)
+
+
+def _mapping(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    if not isinstance(run, Mapping):
+        raise ConfigError(
+            f'each of the runs must be a mapping such as {{"method": "lora", "out": "runs/a"}}, got {run!r}'
+        )
+    return run
 
 
 def _settings(backbone: str | Backbone, given: Mapping[str, Any]) -> RunSettings:
     """The settings of a run from keyword arguments."""
     given = dict(given)
     method, data = given.pop("method"), given.pop("data")
+    if not isinstance(backbone, str | Backbone):
+        raise ConfigError(
+            f"backbone must be a name, a folder or a Backbone, got {type(backbone).__name__}; "
+            "of a model make one with Backbone.wrap(model, tokenizer=tokenizer)"
+        )
+    if not isinstance(method, str | Mapping | Method):
+        got = method.__name__ if isinstance(method, type) else repr(method)
+        raise ConfigError(f"method must be a name, a mapping or an object such as LoRA(rank=8), got {got}")
     tree: dict[str, Any] = {
         "backbone": backbone.name if isinstance(backbone, Backbone) else backbone,
         "method": method if isinstance(method, str | Mapping) else method_to_dict(method),

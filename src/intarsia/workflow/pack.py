@@ -72,11 +72,18 @@ def run_pack(
     return [found[name_of(settings)] for settings in runs]
 
 
-def draw_runs(results: Sequence[Trained | Failed]) -> None:
-    """The picture of each run."""
-    for result in results:
-        if isinstance(result, Trained):
-            draw_run(result.folder)
+def draw_runs(results: Sequence[Trained | Failed]) -> list[Trained | Failed]:
+    """The picture of each run. Returns the results, with Failed for a run whose picture could not be written: an error would hide
+    how the others ended."""
+    return [_drawn(result) if isinstance(result, Trained) else result for result in results]
+
+
+def _drawn(result: Trained) -> Trained | Failed:
+    try:
+        draw_run(result.folder)
+    except IntarsiaError as error:
+        return Failed(name=result.task.name, error=error)
+    return result
 
 
 def name_of(settings: RunSettings) -> str:

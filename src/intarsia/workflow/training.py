@@ -1,5 +1,6 @@
 """One training run from settings to a task folder."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,9 @@ from intarsia.training import (
     open_logger,
     validation_metric,
 )
+from intarsia.training.checkpoint import disk_errors
 from intarsia.training.packed import arranged
+from intarsia.training.record import RUN
 from intarsia.workflow.asked import check_out, check_slots, new_head
 from intarsia.workflow.reading import Source, longest_label, scored_together, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
@@ -85,7 +88,11 @@ class Prepared:
             logger=logger,
             test=None if self.splits.kind == "generation" else self.test,
             identity=_identity(self.settings, self.splits, self.backbone) | {"arrangement": self.train.arrangement},
-            facts={"run": self.settings.model_dump(mode="json"), "notes": self.splits.notes},
+            facts={
+                "run": self.settings.model_dump(mode="json"),
+                "notes": self.splits.notes,
+                "score_test": self.test is not None,
+            },
         )
 
     def trained(self, bank: TaskBank, result: FitResult) -> Trained:
@@ -95,7 +102,8 @@ class Prepared:
         if self.test is not None:
             scores["test"] = result.test or score(bank, self.task, self.test).metrics
             self.task.metrics |= {f"test_{name}": value for name, value in scores["test"].items()}
-            self.task.save(self.settings.out)
+            with disk_errors("the test scores", self.settings.out):
+                self.task.save(self.settings.out)
         return Trained(
             task=self.task,
             backbone=self.backbone,
@@ -150,7 +158,7 @@ def prepare(
         torch.set_num_threads(settings.threads)
     splits = load(settings.data.spec())
     train = splits.split("train")
-    tested = splits.split("test") if score_test else None
+    tested = splits.split("test") if score_test or (resume and _test_was_asked_for(settings.out)) else None
     head = new_head(settings, splits)
     backbone = backbone or load_backbone(settings)
     task = _new_task(settings, head, backbone)
@@ -174,6 +182,14 @@ def prepare(
         parameters=parameters,
         began=began,
     )
+
+
+def _test_was_asked_for(out: Path) -> bool:
+    """When the run that is gone on with was started: `--resume` needs no other option."""
+    try:
+        return json.loads((out / RUN).read_text("utf-8")).get("score_test") is True
+    except (OSError, ValueError, AttributeError):  # the record says what is wrong with it when it is opened
+        return False
 
 
 def load_backbone(settings: RunSettings) -> Backbone:

@@ -10,7 +10,7 @@ from intarsia.workflow.compare.budget import Cost, halved
 from intarsia.workflow.compare.expansion import Candidate, families, member
 from intarsia.workflow.compare.ledger import Event, Ledger
 from intarsia.workflow.compare.live import View
-from intarsia.workflow.compare.packs import Packs
+from intarsia.workflow.compare.packs import Packs, raise_disk_error
 from intarsia.workflow.compare.settings import CompareSettings
 from intarsia.workflow.training import Trained
 
@@ -90,6 +90,7 @@ class Costing:
 
         def train() -> None:
             (result,) = self.packs([run], backbone=self.backbone)
+            raise_disk_error([result])
             if not isinstance(result, Trained):
                 failed.append(result.message)
 

@@ -16,6 +16,8 @@ from intarsia.errors import ConfigError
 from intarsia.training.checkpoint import disk_errors
 
 FILE = "ledger.jsonl"
+KEPT = "what has ended is kept"
+"""Of a comparison that a full disk stops."""
 Event = dict[str, Any]
 
 
@@ -43,9 +45,9 @@ class Ledger:
         return self._before + time.monotonic() - self._began
 
     def add(self, event: str, **facts: Any) -> Event:
-        """Writes a line. TrainingError when the disk is full."""
+        """Writes a line. DiskError when the disk is full."""
         line = {"event": event, "spent": round(self.spent(), 3), **facts}
-        with disk_errors(FILE, self.path.parent):
+        with disk_errors(FILE, self.path.parent, kept=KEPT):
             self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -66,7 +68,8 @@ class Ledger:
             self.path.unlink(missing_ok=True)
             with suppress(OSError):  # others' files are in it
                 self.path.parent.rmdir()
-        self._file.close()
+        with suppress(OSError):  # a line that the full disk did not take, which has been said
+            self._file.close()
 
     def _hold(self) -> None:
         try:

@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from intarsia.errors import DiskError
+from intarsia.training import Failed
 from intarsia.workflow.compare import probing
 from intarsia.workflow.compare.ledger import Event
 
@@ -34,3 +36,14 @@ def packs_of(members: Sequence[Event], memory: Mapping[str, int], device: torch.
             used += needed
         packs.append(pack)
     return packs
+
+
+def disk_failed(result: Any) -> bool:
+    """Whether a run only wants for room: that says nothing of its method, so it is not counted as failed."""
+    return isinstance(result, Failed) and isinstance(result.error, DiskError)
+
+
+def raise_disk_error(results: Sequence[Any]) -> None:
+    """A full disk stops the comparison as a kill does; a resumed one goes on with the runs that wanted for room."""
+    if short := next((result for result in results if disk_failed(result)), None):
+        raise short.error

@@ -26,13 +26,14 @@ def probe(train: Callable[[], Any], folder: Path, device: torch.device) -> tuple
     shutil.rmtree(folder, ignore_errors=True)
     peak = Peak(device)
     began = time.perf_counter()
-    train()
-    whole = time.perf_counter() - began
-    memory = peak.read()
-    written = folder / METRICS
-    found = (cost_of(written.read_text(), whole), memory) if written.exists() else None
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
+    try:
+        train()
+        whole = time.perf_counter() - began
+        memory = peak.read()
+        written = folder / METRICS
+        return (cost_of(written.read_text(), whole), memory) if written.exists() else None
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def cost_of(metrics: str, whole: float) -> Cost:

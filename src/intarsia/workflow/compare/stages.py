@@ -10,7 +10,7 @@ from intarsia.workflow.compare.costing import Costing
 from intarsia.workflow.compare.expansion import Candidate, member, slug
 from intarsia.workflow.compare.ledger import Event, Ledger
 from intarsia.workflow.compare.live import View
-from intarsia.workflow.compare.packs import Packs, packs_of
+from intarsia.workflow.compare.packs import Packs, disk_failed, packs_of, raise_disk_error
 from intarsia.workflow.compare.settings import CompareSettings
 from intarsia.workflow.compare.testing import RUNS, result_of
 from intarsia.workflow.training import Trained
@@ -111,7 +111,9 @@ class Stages:
 
         results = self.packs(runs, resume=True, backbone=self.backbone, prune=prune)
         for one, run, result in zip(todo, runs, results, strict=True):
-            self._record(stage, one, run.out, result)
+            if not disk_failed(result):
+                self._record(stage, one, run.out, result)
+        raise_disk_error(results)
 
     def _record(self, stage: str, one: Event, folder: Path, result: Any) -> None:
         facts = {"stage": FINAL if stage.startswith(FINAL) else stage}

@@ -12,10 +12,11 @@ from intarsia.backbone import Backbone
 from intarsia.backbone.embedded import cache_folder
 from intarsia.data import Rows, Splits
 from intarsia.task import Task
+from intarsia.training.checkpoint import disk_errors
 from intarsia.training.record import RUN
 from intarsia.workflow.answers import named
 from intarsia.workflow.compare.choosing import complete
-from intarsia.workflow.compare.ledger import Event, Ledger
+from intarsia.workflow.compare.ledger import KEPT, Event, Ledger
 from intarsia.workflow.reading import head_of, scored_together, source_of
 from intarsia.workflow.scoring import resident, score
 
@@ -107,5 +108,6 @@ def _ship(out: Path, backbone: Backbone, run: str, ledger: Ledger, start: Event)
     test = next(event for event in ledger.all("test") if event["run"] == run)
     task.metrics = dict(task.metrics) | {f"test_{key}": value for key, value in (test["metrics"] or {}).items()}
     folder = out / BEST
-    task.save(folder)
-    shutil.copyfile(out / RUNS / run / RUN, folder / RUN)
+    with disk_errors("the best task", folder, kept=KEPT):
+        task.save(folder)
+        shutil.copyfile(out / RUNS / run / RUN, folder / RUN)
