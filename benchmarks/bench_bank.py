@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
 import resource
 import statistics
 import subprocess
@@ -28,35 +27,32 @@ from typing import Any
 
 import torch
 
+from benchmarks.bank_parts import (
+    CALLS,
+    DECODE_ROWS,
+    DECODE_STEPS,
+    DRAWS,
+    METHODS,
+    ROWS,
+    SHAPES,
+    TOKENS,
+    TRAFFIC,
+    decoder,
+    draw,
+    encoder,
+    fill,
+    pairs,
+)
+from benchmarks.bank_peers import peft_rows
 from benchmarks.results import kept, write_results
-from intarsia.backbone import Backbone
-from intarsia.backbone.attention_products import wants_products
 from intarsia.backbone.loading import choose_dtype
 from intarsia.bank import TaskBank
+from intarsia.graphs import graphs
 from intarsia.heads import Head
-from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
 from intarsia.serving.decoder import Decoder, Writing
 from intarsia.serving.sampling import Sampling
 from intarsia.task import Task
 
-ROWS, TOKENS, DECODE_ROWS = 32, 64, 64
-DECODE_STEPS = {"cpu": 4, "cuda": 16}
-"""Tokens between two changes of who is in the batch."""
-CALLS = {"cpu": 1, "cuda": 8}
-"""An encoder's batches between two waits for the device: a server, too, makes the next one ready meanwhile."""
-DRAWS = 64
-"""Batches of tasks that are drawn beforehand, and used in turn."""
-SHAPES = {
-    "bert-base": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "minilm": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
-}
-METHODS: dict[str, Any] = {
-    "adapter": BottleneckAdapter(width=48),
-    "lora": LoRA(rank=8),
-    "prefix": PrefixTuning(length=20, mid=None),
-    "prompt": PromptTuning(length=20, init="uniform"),
-}
-TRAFFIC = ("identical", "uniform", "zipf", "distinct")
 NOTES = {
     "cpu": "In bf16, which the product chooses where the processor has it, and in fp32. Goal: 0.95 with 1,024 tasks and uniform "
     "traffic, over BERT-base's shape. Met by LoRA (0.99, fp32 1.02), three methods (0.955, 0.973) and adapters in fp32 "
@@ -76,94 +72,6 @@ NOTES = {
 """What a reader of the present file should know; goes with its next whole run."""
 SAME = ("shape", "dtype", "system", "job", "methods", "method", "rows", "traffic", "resident tasks")
 """Columns that are equal in a row that is measured again."""
-
-
-def encoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
-    """A BERT of this shape."""
-    import transformers
-
-    config = transformers.BertConfig(vocab_size=30522, **SHAPES[shape])
-    torch.manual_seed(0)
-    backbone = Backbone.wrap(transformers.BertModel(config).to(device, dtype))
-    if wants_products(dtype, backbone.device):  # as Backbone.load
-        backbone.attention.enter()
-    return backbone
-
-
-def decoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
-    """A GPT-2 of this shape: GPT-2 small with "bert-base"."""
-    import transformers
-
-    size = SHAPES[shape]
-    config = transformers.GPT2Config(
-        n_embd=size["hidden_size"], n_layer=size["num_hidden_layers"], n_head=size["num_attention_heads"]
-    )
-    torch.manual_seed(0)
-    return Backbone.wrap(transformers.GPT2LMHeadModel(config).to(device, dtype), tokenizer=Silent())  # type: ignore[arg-type]
-
-
-class Silent:
-    """A tokenizer for texts that nobody reads."""
-
-    eos_token_id = None
-
-    def decode(self, ids: list[int], **_more: Any) -> str:
-        """A letter for each token."""
-        return "x" * len(ids)
-
-
-def fill(bank: TaskBank, kinds: tuple[str, ...], count: int, head: Head | None) -> None:
-    """Tops the bank up to `count` tasks, of the kinds in turn; each is one made task with other numbers."""
-    made = {}
-    for number in range(len(bank.tasks), count):
-        kind = kinds[number % len(kinds)]
-        if kind not in made:
-            made[kind] = Task.new(kind, bank.backbone, METHODS[kind], head).eval().requires_grad_(False)
-        with torch.no_grad():
-            for parameter in made[kind].parameters():
-                parameter.normal_(0, 0.02)
-        bank.add(made[kind], f"task {number}")
-
-
-def draw(traffic: str, names: list[str], rows: int, seed: int) -> list[str]:
-    """The task of each row."""
-    shuffle = random.Random(seed)
-    if traffic == "identical":
-        return [names[seed % len(names)]] * rows
-    if traffic == "distinct":
-        return shuffle.sample(names, rows) if len(names) >= rows else shuffle.choices(names, k=rows)
-    weights = [1 / (1 + place) for place in range(len(names))] if traffic == "zipf" else None
-    return shuffle.choices(names, weights=weights, k=rows)
-
-
-def pairs(
-    one: Callable[[int], float | None], other: Callable[[int], float | None], seconds: float, device: str
-) -> tuple[float, float, float]:
-    """Seconds a call of each (medians), and the median of the ratios of neighbours; they alternate, so noise hits both. A call may
-    tell its seconds itself."""
-
-    def timed(call: Callable[[int], float | None], number: int) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        own = call(number)
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - start if own is None else own
-
-    for number in range(2):
-        timed(one, number), timed(other, number)
-    found: list[tuple[float, float]] = []
-    end = time.perf_counter() + seconds
-    while len(found) < 6 or time.perf_counter() < end:
-        number = len(found)
-        found.append(
-            (timed(one, number), timed(other, number))
-            if number % 2
-            else (timed(other, number), timed(one, number))[::-1]
-        )
-    ratio = statistics.median(a / b for a, b in found)
-    return statistics.median(a for a, _ in found), statistics.median(b for _, b in found), ratio
 
 
 def measure(bank: TaskBank, job: str, traffic: str, rows: int, seconds: float, device: str) -> dict[str, Any]:
@@ -192,6 +100,8 @@ def measure(bank: TaskBank, job: str, traffic: str, rows: int, seconds: float, d
             writer.step()
         return took
 
+    # One task's rows take a graph of their own from the first time on, and not one that knows others' shapes, too.
+    graphs.OFTEN = 0
     with torch.inference_mode():
         mixed, single, ratio = pairs(
             lambda number: step(drawn, number), lambda number: step(alone, number), seconds, device
@@ -268,53 +178,6 @@ def resident(device: str) -> int:
     with open("/proc/self/statm") as file:
         pages = int(file.read().split()[1])
     return pages * resource.getpagesize() + (torch.cuda.memory_allocated() if device == "cuda" else 0)
-
-
-def peft_rows(shape: str, device: str, dtype: torch.dtype, count: int, seconds: float) -> list[dict[str, Any]]:
-    """peft's mixed batches (`adapter_names`, LoRA) and a loop that switches its adapters, beside one adapter for all rows."""
-    import peft
-
-    model = encoder(shape, device, dtype).model
-    config = peft.LoraConfig(r=8, target_modules=["query", "value"])
-    wrapped: Any = peft.get_peft_model(model, config, adapter_name="task 0")
-    for number in range(1, count):
-        wrapped.add_adapter(f"task {number}", config)
-    wrapped.eval()
-    names = [f"task {number}" for number in range(count)]
-    ids = torch.randint(1000, 20000, (ROWS, TOKENS), device=device)
-    mask = torch.ones_like(ids)
-    drawn = [draw("uniform", names, ROWS, number) for number in range(DRAWS)]
-
-    def mixed(number: int) -> None:
-        wrapped(input_ids=ids, attention_mask=mask, adapter_names=drawn[number % DRAWS])
-
-    def switched(number: int) -> None:
-        tasks = drawn[number % DRAWS]
-        for name in dict.fromkeys(tasks):
-            rows = [row for row, task in enumerate(tasks) if task == name]
-            wrapped.set_adapter(name)
-            wrapped(input_ids=ids[rows], attention_mask=mask[rows])
-
-    def single(_number: int) -> None:
-        wrapped(input_ids=ids, attention_mask=mask)
-
-    found = []
-    with torch.inference_mode():
-        for name, call in (("peft adapter_names", mixed), ("peft, a loop that switches", switched)):
-            wrapped.set_adapter("task 0")
-            took, alone, ratio = pairs(call, single, seconds, device)
-            found.append(
-                {
-                    "job": "encoder, LoRA",
-                    "system": name,
-                    "traffic": "uniform",
-                    "resident tasks": count,
-                    "thousand tokens/s": round(ROWS * TOKENS / took / 1000, 2),
-                    "one task, thousand tokens/s": round(ROWS * TOKENS / alone / 1000, 2),
-                    "speed against one task": round(1 / ratio, 3),
-                }
-            )
-    return found
 
 
 def main() -> None:

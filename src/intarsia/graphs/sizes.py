@@ -8,7 +8,7 @@ LONGEST = 256
 """Tokens of a row beyond which kernels for long sequences are the better ones, and launches matter less."""
 LEAST = 16
 """Columns, rows and longest row of the smallest pass."""
-_ROWS = (LEAST, 64, 256)
+_ROWS = (LEAST, 32, 64, 256)
 _LONGEST = (LEAST, 64, 128, LONGEST)
 """Programs for rows and tokens that are not there end at once. 128 is a usual window, which shorter rows do not feel."""
 _SHORTEST = 3
