@@ -135,10 +135,8 @@ async def _serve(gate: socket.socket, passage: socket.socket) -> None:
 
 def main() -> None:
     """The arguments are the two sockets' files."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # who tells all processes at once does not mean that we cut answers off
+    # Who tells all processes at once does not mean that we cut answers off.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     gate, passage = (socket.socket(fileno=int(file)) for file in sys.argv[1:])
     gc.freeze()
