@@ -74,8 +74,9 @@ class Gate(asyncio.Protocol):
         asked = self._asked[number] = Asked(self, number, path, since, len(tasks) * len(rows))
         row_of = ASK[path]
         try:
-            for place, (row, task) in enumerate((row, task) for row in rows for task in tasks):
-                asked.submit(self._service, place, row_of(task, row))
+            with self._service.engine.still():
+                for place, (row, task) in enumerate((row, task) for row in rows for task in tasks):
+                    asked.submit(self._service, place, row_of(task, row))
         except Exception as error:  # noqa: BLE001 - as in edge.py: the last place where it can become an answer
             note_bug("a bug", error)
             self._refuse(asked, ApiError(500, "something is wrong with the server; its log says where"))
