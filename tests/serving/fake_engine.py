@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,9 @@ class FakeEngine:
 
     def serves(self, name: str) -> bool:
         return name in self.found
+
+    def still(self) -> Any:
+        return nullcontext()
 
     def gauges(self) -> dict[str, Any]:
         """As the engine's."""

@@ -1,4 +1,4 @@
-"""Doors that come and go: who hangs up, dies, dawdles or is told to end; and what is counted of what they answer."""
+"""Doors and their clients: who hangs up, dies, dawdles or is told to end; and what is counted of what they answer."""
 
 import asyncio
 import logging
@@ -91,18 +91,12 @@ def test_a_door_that_dies_is_replaced_and_what_it_asked_is_forgotten(behind, hel
         assert status(behind.ask(request())[0]) == 200
 
 
-def test_without_any_door_clients_wait_for_the_next_one(behind):
-    for process in behind.doors:
-        os.kill(process, signal.SIGKILL)
-    eventually(lambda: not behind.server._doors._ready)
-    assert status(behind.ask(request())[0]) == 200
-
-
 def test_a_signal_to_all_processes_is_none_to_the_doors(behind):
     before = eventually(lambda: len(behind.server._doors._ready) == 2 and behind.doors)
     for process in before:
         os.kill(process, signal.SIGTERM)
         os.kill(process, signal.SIGINT)
+        os.kill(process, signal.SIGHUP)
     for _ in range(4):
         assert status(behind.ask(request())[0]) == 200
     assert behind.doors == before
@@ -213,22 +207,45 @@ def test_connections_wait_in_a_passage_that_is_full_and_all_arrive():
     async def main():
         came = []
         ends = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        here = Passage(ends[0], lambda *_: None)
+        here = Passage(ends[0], lambda *_: None, lambda: None)
         for number in range(50):
             ours, theirs = socket.socketpair()
             theirs.sendall(b"%d" % number)
             theirs.close()
             here.give(b"x" * 100_000, ours)
         assert here.waiting, "it cannot hold them all"
-        there = Passage(ends[1], lambda begun, sock: came.append((len(begun), sock.recv(10), sock.close())))
+        there = Passage(
+            ends[1], lambda begun, sock: came.append((len(begun), sock.recv(10), sock.close())), lambda: None
+        )
         while len(came) < 50:
             await asyncio.sleep(0.01)
         assert came == [(100_000, b"%d" % number, None) for number in range(50)]
         ours, theirs = socket.socketpair()
         theirs.close()
         here.give(b"last", ours)
-        there.close()
+        assert there.close() == []
         assert came[50:] == [(4, b"", None)], "what has come is not lost where it ends"
-        here.close()
+        assert here.close() == []
+
+    asyncio.run(main())
+
+
+def test_what_does_not_come_through_a_passage_is_not_lost():
+    """Nor what the other process had not taken when it ended."""
+
+    async def main():
+        gone = []
+        one, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        here = Passage(one, lambda *_: None, lambda: gone.append(1))
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            here.give(b"sent", ours)
+            assert gone == []
+            other.close()
+            here.give(b"kept", ours)
+            assert gone == [1]
+            assert here.close() == [(b"sent", ours), (b"kept", ours)]
+            ours.sendall(b"open")
+            assert theirs.recv(10) == b"open"
 
     asyncio.run(main())

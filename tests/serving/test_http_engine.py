@@ -107,6 +107,39 @@ def test_a_stream_and_a_whole_answer_are_the_same_text(client):
     assert whole["usage"]["prompt_tokens"] == 3
 
 
+@pytest.mark.parametrize("path", ["/v1/classify", "/v2/models/mood/infer"])
+def test_all_rows_of_a_request_are_of_one_version_and_it_is_named(
+    client, backbone, engine, tmp_path, monkeypatch, path
+):
+    """Also where the task is replaced when the first row has been asked."""
+    save(backbone, tmp_path / "new", "mood", 1, seed=5)
+    before, submit, changing = client.get("/v2/models/mood").json()["versions"], engine.submit, []
+
+    def submit_and_change(request, deliver):
+        ticket = submit(request, deliver)
+        if not changing:
+            changing.append(threading.Thread(target=engine.put, args=("mood", tmp_path / "new" / "mood")))
+            changing[0].start()
+            changing[0].join(0.5)
+        return ticket
+
+    monkeypatch.setattr(engine, "submit", submit_and_change)
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [len(TEXTS)], "data": TEXTS}
+    body = {"task": "mood", "texts": TEXTS} if path == "/v1/classify" else {"inputs": [tensor]}
+    said = client.post(path, json=body).json()
+    changing[0].join()
+    assert client.get("/v2/models/mood").json()["versions"] != before
+    expected = [list(one.scores.values()) for one in solo(backbone, make(backbone, "mood", 0), TEXTS)]
+    if path == "/v1/classify":
+        scores = [list(result["answers"][0]["scores"].values()) for result in said["results"]]
+    else:
+        assert [said["model_version"]] == before
+        data = said["outputs"][1]["data"]
+        scores = [data[at : at + 2] for at in range(0, len(data), 2)]
+    for found, row in zip(scores, expected, strict=True):
+        assert found == pytest.approx(row, abs=1e-5)
+
+
 def test_a_task_comes_changes_and_goes_over_http(client, backbone, folder, tmp_path):
     refusal(classify(client, "new", TEXTS[0]), 404)
     for seed in (5, 6):

@@ -121,6 +121,27 @@ def test_harmless_values_of_fields_that_we_do_not_do_are_taken(client):
     assert client.post("/v1/chat/completions", json={**CHAT, **more}).status_code == 200
 
 
+def test_null_is_as_if_a_field_were_left_out(client):
+    """OpenAI's clients send it for what their caller gave as None."""
+    for path, body in (("/v1/completions", PROMPT), ("/v1/chat/completions", CHAT)):
+        fields = client.get("/openapi.json").json()["components"]["schemas"]
+        names = fields["ChatRequest" if "chat" in path else "CompletionRequest"]["properties"].keys() - body.keys()
+        assert {"stream", "presence_penalty", "n"} < names
+        assert client.post(path, json={**body, **dict.fromkeys(names)}).status_code == 200
+    refusal(client.post("/v1/completions", json={**PROMPT, "prompt": None}), 422, "prompt: is missing")
+
+
+def test_what_is_wrong_with_a_list_is_said_of_the_list(client):
+    for field, value, fragment in (
+        ("prompt", ["a", "b"], "at most 1 item"),
+        ("prompt", [], "at least 1 item"),
+        ("stop", ["a"] * 5, "at most 4 items"),
+        ("stop", 5, "valid string"),
+    ):
+        refusal(client.post("/v1/completions", json={**PROMPT, field: value}), 422, f"{field}: ")
+        refusal(client.post("/v1/completions", json={**PROMPT, field: value}), 422, fragment)
+
+
 def test_the_backbones_own_name_is_the_plain_backbone_unless_a_task_has_it(client, engine):
     assert client.post("/v1/completions", json={**PROMPT, "model": "tiny"}).status_code == 200
     assert engine.asked[0].task is None

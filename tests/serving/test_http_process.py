@@ -3,6 +3,7 @@
 import contextlib
 import json
 import shutil
+import signal
 import threading
 import time
 
@@ -200,6 +201,31 @@ def test_sigterm_under_load_finishes_what_has_begun(backbone, place, tmp_path):
     assert events[-1]["choices"][0]["finish_reason"] == "length"
     assert whole[0].json()["usage"]["completion_tokens"] == LONG
     assert set(rows) <= {200, 503}
+
+
+def test_a_closed_terminal_ends_it_as_sigterm_does(backbone, place, tmp_path):
+    server = Server(backbone, place / "tasks", tmp_path / "log")
+    body = {"model": str(backbone), "prompt": "the film", "max_tokens": LONG, "stream": True}
+    with server.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
+        lines = answer.iter_lines()
+        assert next(lines)
+        for _ in range(2):  # a shell says it, and then the kernel
+            server.process.send_signal(signal.SIGHUP)
+        assert [line for line in lines if line][-1] == "data: [DONE]"
+    assert server.process.wait(60) == 0, server.log.read_text()
+    server.process.stdout.close()
+
+
+def test_under_nohup_a_closed_terminal_ends_nothing(backbone, place, tmp_path):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        server = Server(backbone, place / "tasks", tmp_path / "log")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    server.process.send_signal(signal.SIGHUP)
+    with server.client() as client:
+        works(client)
+    assert server.stop() == 0, server.log.read_text()
 
 
 def test_at_the_end_of_its_grace_the_server_stops_whatever_runs(backbone, place, tmp_path):

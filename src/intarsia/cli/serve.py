@@ -32,7 +32,7 @@ def serve(
         int | None,
         typer.Option(min=1, metavar="MB", help="Task tensors on the device; more are paged.  [default: no limit]"),
     ] = None,
-    grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests get to finish on SIGTERM.")] = 30.0,
+    grace: Annotated[float, typer.Option(min=0, help="Seconds that running requests get to finish at the end.")] = 30.0,
     processes: Annotated[
         int | None,
         typer.Option(

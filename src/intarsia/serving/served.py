@@ -9,7 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
@@ -82,6 +82,10 @@ class ServedTasks:
         if version is None:
             raise UnknownTask("there is no such task; GET /v1/tasks lists them")
         return self._card(version)
+
+    def still(self) -> contextlib.AbstractContextManager[Any]:
+        """No task changes while this is held, so that what is asked meanwhile is asked of the same versions. For moments only."""
+        return self._lock
 
     def _card(self, version: Version) -> Card:
         assert version.card is not None, "made when it was put into the bank"

@@ -45,12 +45,22 @@ class Call:
         self._events.put_nowait(None)
 
 
-async def answers(service: Service, request: Request, questions: Sequence[Question]) -> list[Answer | IntarsiaError]:
-    """Each question's answer, or why there is none. All are queued before the first is waited for."""
+def asked(service: Service, questions: Sequence[Question]) -> list[Call | IntarsiaError]:
+    """Queues all of one request, on the same versions of their tasks. An error in the place of each that cannot be."""
     calls: list[Call | IntarsiaError] = []
+    try:
+        with service.engine.still():
+            for question in questions:
+                calls.append(_called(service, question))  # noqa: PERF401 - what was called before a bug must be cancelled
+    except BaseException:
+        _cancel(calls)
+        raise
+    return calls
+
+
+async def answers(request: Request, calls: Sequence[Call | IntarsiaError]) -> list[Answer | IntarsiaError]:
+    """Each call's answer, or why there is none."""
     with _unless_left(request, calls):
-        for question in questions:
-            calls.append(_called(service, question))  # noqa: PERF401 - what was called before a bug must be cancelled
         return [call if isinstance(call, IntarsiaError) else await _answer(call) for call in calls]
 
 
@@ -85,9 +95,13 @@ def _unless_left(request: Request, calls: Sequence[Call | IntarsiaError]) -> Ite
         yield
     finally:
         left.cancel()
-        for call in calls:
-            if isinstance(call, Call):
-                call.cancel()
+        _cancel(calls)
+
+
+def _cancel(calls: Sequence[Call | IntarsiaError]) -> None:
+    for call in calls:
+        if isinstance(call, Call):
+            call.cancel()
 
 
 async def _left(request: Request) -> None:

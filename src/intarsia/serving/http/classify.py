@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from intarsia.errors import IntarsiaError
 from intarsia.serving.http.bodies import json_only
-from intarsia.serving.http.calls import answers
+from intarsia.serving.http.calls import answers, asked
 from intarsia.serving.http.classify_schemas import MOST_ANSWERS, Results, TaskAnswer, Text, Texts
 from intarsia.serving.http.errors import ApiError, api_error, body_of
 from intarsia.serving.http.schemas import ErrorBody
@@ -77,7 +77,8 @@ async def _asked(
         raise ApiError(
             413, f"{len(rows)} texts for {len(tasks)} tasks are more than {MOST_ANSWERS} answers; send fewer"
         )
-    found = await answers(service, request, [ask(task, row, deadline) for row in rows for task in tasks])
+    calls = asked(service, [ask(task, row, deadline) for row in rows for task in tasks])
+    found = await answers(request, calls)
     refuse_if_nothing(found)
     return Results.of(question, map(_answer, tasks * len(rows), found))
 

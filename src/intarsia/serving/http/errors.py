@@ -120,6 +120,10 @@ def _framework(request: Request, error: HTTPException) -> str:
 def _explain(errors: Sequence[Any]) -> str:
     """The first thing that is wrong, and where; never the value that came."""
     first = errors[0]
+    if isinstance(first.get("input"), list) and first["type"] == "string_type":
+        # Where a string or a list may be: what is wrong with the list says more than that it is no string.
+        place = first["loc"][:-1]
+        first = next((one for one in errors[1:] if one["loc"][: len(place)] == place), first)
     if first["type"] == "json_invalid":
         return f"the body is not JSON: {first.get('ctx', {}).get('error', 'it ends too soon')} at {first['loc'][-1]}"
     # pydantic adds the branch of a union that it tried, such as `str` or `list[str]`.

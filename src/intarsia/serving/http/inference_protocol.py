@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from intarsia.errors import IntarsiaError
 from intarsia.serving.cards import Card
 from intarsia.serving.http.bodies import json_only
-from intarsia.serving.http.calls import answers
+from intarsia.serving.http.calls import answers, asked
 from intarsia.serving.http.classify_schemas import MOST_ANSWERS, finite
 from intarsia.serving.http.errors import ApiError, api_error
 from intarsia.serving.http.schemas import ProtocolErrorAnswer, Str
@@ -177,20 +177,21 @@ async def model_ready(task: str, service: Serving, response: Response) -> dict[s
 
 
 @router.post("/models/{task}/infer", response_model_exclude_none=True, dependencies=[Depends(_json_form)])
-async def infer(task: str, asked: InferRequest, request: Request, service: Serving, deadline: Deadline) -> InferAnswer:
+async def infer(task: str, body: InferRequest, request: Request, service: Serving, deadline: Deadline) -> InferAnswer:
     """A task's answers to the rows of `text`. All rows, or an error."""
-    card = service.card(task)
-    rows = _rows(asked.inputs[0])
-    questions = _questions(card, rows, deadline)
-    found = await answers(service, request, questions)
+    rows = _rows(body.inputs[0])
+    with service.engine.still():  # so that the card is of the version that answers
+        card = service.card(task)
+        calls = asked(service, _questions(card, rows, deadline))
+    found = await answers(request, calls)
     said = [one for one in found if isinstance(one, Answer)]
     if len(said) < len(found):
         raise api_error(next(one for one in found if isinstance(one, IntarsiaError)))
     return InferAnswer(
         model_name=card.name,
         model_version=card.version,
-        id=asked.id,
-        outputs=_chosen(_outputs(card, said), asked.outputs),
+        id=body.id,
+        outputs=_chosen(_outputs(card, said), body.outputs),
     )
 
 

@@ -7,7 +7,7 @@ refused in one line rather than passed over in silence.
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from intarsia.serving.http.schemas import Str
 from intarsia.serving.sampling import Sampling
@@ -56,10 +56,11 @@ class Generation(BaseModel):
     frequency_penalty: Zero = 0
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
 
-    @field_validator("n", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _null_is_one(cls, value: Any) -> Any:
-        return 1 if value is None else value
+    def _null_is_as_if_left_out(cls, given: Any) -> Any:
+        """OpenAI's API says that of all fields that may be left out, and its clients send it."""
+        return {name: value for name, value in given.items() if value is not None} if isinstance(given, dict) else given
 
     @field_validator("stop")
     @classmethod

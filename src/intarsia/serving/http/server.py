@@ -50,7 +50,7 @@ def serve_folder(
     dtype: str = "auto",
     device: str = "auto",
 ) -> None:
-    """Serves the task folders under `tasks` until SIGTERM or Ctrl-C; says on stdout when and where it is ready.
+    """Serves the task folders under `tasks` until SIGTERM, SIGHUP or Ctrl-C; says on stdout when and where it is ready.
 
     keys: a file for `Keys.read`. capacity: bytes of task tensors on the device. grace: seconds that requests under way get
     at the end. processes: that speak HTTP before this one; 0: none, None: as many as suit this machine. ConfigError for a bad
@@ -148,8 +148,16 @@ def url(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def _ends() -> list[int]:
+    """The signals that end a server. SIGHUP, of a terminal that is closed, is one unless it is ignored, as nohup has it."""
+    numbers: list[int] = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    return numbers
+
+
 class _Server(uvicorn.Server):
-    """uvicorn's server, which says when it is ready, and for which SIGTERM is an order, not an accident."""
+    """uvicorn's server, which says when it is ready, and for which SIGTERM and a closed terminal are orders, not accidents."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
         super().__init__(config)
@@ -166,7 +174,7 @@ class _Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.signal(number, self.handle_exit) for number in _ends()}
         try:
             yield
         finally:
@@ -239,5 +247,5 @@ def made(app: FastAPI, *, grace: float, ready: Callable[[], None], processes: in
 
 
 def run(app: FastAPI, sock: socket.socket, *, grace: float, ready: Callable[[], None], processes: int = 0) -> None:
-    """Serves until SIGTERM or Ctrl-C; requests under way then have `grace` seconds. A second Ctrl-C ends it at once."""
+    """Serves until SIGTERM, SIGHUP or Ctrl-C; requests under way then have `grace` seconds. A second Ctrl-C ends it at once."""
     made(app, grace=grace, ready=ready, processes=processes).run([sock])

@@ -24,7 +24,8 @@ class Continued(OneWrite):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn has it
         """It is here."""
         super().connection_made(transport)
-        super().data_received(self._begun)
+        if self._begun:  # none would be its end
+            super().data_received(self._begun)
 
     def data_received(self, data: bytes) -> None:
         """Bytes have come."""

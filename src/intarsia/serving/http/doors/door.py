@@ -16,6 +16,9 @@ from intarsia.serving.http.keys import Keys, Role
 from intarsia.serving.http.schemas import ErrorBody
 from intarsia.serving.logs import note_bug
 
+ALIVE = b"[]\n"
+"""No question: we are here."""
+
 
 class Door(asyncio.Protocol):
     """Its connections, and its end of the talk with the gate, in lines of JSON. The gate's first one is the keys."""
@@ -26,7 +29,7 @@ class Door(asyncio.Protocol):
         self.ending = False
         """Answers are the last of their connections."""
         self.ended: asyncio.Future[None] = self._loop.create_future()
-        self._passage = Passage(passage, self._come)
+        self._passage = Passage(passage, self._come, lambda: None)  # the gate's end is ours
         self._coming: set[asyncio.Task[Any]] = set()
         self._keys: Keys | None = None
         self._opened = False
@@ -45,7 +48,8 @@ class Door(asyncio.Protocol):
             self.ended.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        """Lines of the gate: answers, the number of the question and what `_answer` reads; or null, the order to end."""
+        """Lines of the gate: answers, the number of the question and what `_answer` reads; none, to hear whether we live; or null,
+        the order to end."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
@@ -53,6 +57,8 @@ class Door(asyncio.Protocol):
                 self._open(said)
             elif said is None:
                 self._ending = self._loop.create_task(self._end())
+            elif not said:
+                self._gate.write(ALIVE)
             else:
                 for number, *found in said:
                     connection = self._asked.pop(number, None)
@@ -84,7 +90,7 @@ class Door(asyncio.Protocol):
         if keys is not None:
             self._keys = Keys(tuple((bytes.fromhex(digest), Role(role)) for digest, role in keys))
         self._opened = True
-        self._gate.write(b"[]\n")
+        self._gate.write(ALIVE)
 
     def _come(self, begun: bytes, sock: socket.socket) -> None:
         made = self._loop.create_task(self._loop.connect_accepted_socket(lambda: Connection(self, begun), sock))
@@ -135,10 +141,8 @@ async def _serve(gate: socket.socket, passage: socket.socket) -> None:
 
 def main() -> None:
     """The arguments are the two sockets' files."""
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # who tells all processes at once does not mean that we cut answers off
+    # Who tells all processes at once does not mean that we cut answers off.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     gate, passage = (socket.socket(fileno=int(file)) for file in sys.argv[1:])
     gc.freeze()

@@ -20,6 +20,13 @@ AT_ONCE = 64
 """Connections that are accepted before others have their turn."""
 AGAIN_SECONDS = 1.0
 """How long to wait where there was no file left for a connection, or where a door has died before it was ready."""
+KNOCK_SECONDS = 1.0
+"""How often a door is asked whether it lives."""
+SHY, HUNG = 3, 10
+"""A door that was asked so often in vain gets no new connections; is killed. Asked, not seconds: where this process or the machine
+stood still the next question comes late too, and what doors have said meanwhile is read before it. A door has a moment's work at a
+time, so a busy one answers within milliseconds; ten seconds are for a machine with far more processes than cores, and no longer
+than a client may wait."""
 
 
 class Doors:
@@ -34,6 +41,7 @@ class Doors:
         self._turns = itertools.count()
         self.ending = False
         self._replacing: set[asyncio.Task[None]] = set()
+        self._knocking: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Starts all, and listens when they are ready."""
@@ -44,10 +52,15 @@ class Doors:
             if len(self._started) < self._count:
                 raise IntarsiaError("a door process has ended before it was ready; what it said is above")
             await asyncio.sleep(0.01)
+        self._knock()
 
     def give(self, begun: bytes, connection: socket.socket) -> None:
-        """Gives a connection to the next door."""
-        self._ready[next(self._turns) % len(self._ready)].passage.give(begun, connection)
+        """Gives a connection to the next door, or to who takes what no door answers where none seems to live."""
+        lively = [one for one in self._ready if one.gate.silence < SHY]
+        if lively:
+            lively[next(self._turns) % len(lively)].passage.give(begun, connection)
+        else:
+            self._take(begun, connection)
 
     @property
     def open(self) -> bool:
@@ -68,9 +81,10 @@ class Doors:
     def kill(self) -> None:
         """Ends what is left, at once."""
         self.ending = True
+        if self._knocking is not None:
+            self._knocking.cancel()
         for one in list(self._started):
-            self._started.discard(one)
-            one.close()
+            self._lost(one)
 
     async def _one(self) -> None:
         gate, its_gate = socket.socketpair()
@@ -82,7 +96,7 @@ class Doors:
                 gate.close()
                 passage.close()
                 raise
-        one = _Started(process, Passage(passage, self._take))
+        one = _Started(process, Passage(passage, self._take, lambda: self._lost(one)))
         one.gate = Gate(self._service, self._keys, lambda: self._opened(one), lambda: self._lost(one))
         self._started.add(one)
         await self._loop.create_connection(lambda: one.gate, sock=gate)
@@ -91,21 +105,34 @@ class Doors:
         self._ready.append(one)
         self._listen()
 
-    def _lost(self, one: "_Started") -> None:
+    def _knock(self) -> None:
+        for one in list(self._ready):
+            if one.gate.silence < HUNG:
+                one.gate.knock()
+            else:
+                self._lost(one, "does not answer and is killed")
+        self._knocking = self._loop.call_later(KNOCK_SECONDS, self._knock)
+
+    def _lost(self, one: "_Started", why: str = "has ended") -> None:
         if one not in self._started:
             return
         self._started.discard(one)
-        one.close()
         was_ready = one in self._ready
         if was_ready:
             self._ready.remove(one)
-        if not self.ending:
-            if not self._ready:
-                self._loop.remove_reader(self._sock)
-            log.warning("door process %d has ended; another one is started", one.process.pid)
-            replacing = self._loop.create_task(self._replace(0.0 if was_ready else AGAIN_SECONDS))
-            self._replacing.add(replacing)
-            replacing.add_done_callback(self._replacing.discard)
+        left = one.close()
+        if self.ending:
+            for _, connection in left:
+                connection.close()
+            return
+        if not self._ready:
+            self._loop.remove_reader(self._sock)
+        log.warning("door process %d %s; another one is started", one.process.pid, why)
+        replacing = self._loop.create_task(self._replace(0.0 if was_ready else AGAIN_SECONDS))
+        self._replacing.add(replacing)
+        replacing.add_done_callback(self._replacing.discard)
+        for begun, connection in left:
+            self.give(begun, connection)
 
     async def _replace(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -145,11 +172,12 @@ class _Started:
     def __init__(self, process: subprocess.Popen[bytes], passage: Passage) -> None:
         self.process, self.passage = process, passage
 
-    def close(self) -> None:
-        """The process has said goodbye, or is to end at once."""
-        self.passage.close()
+    def close(self) -> list[tuple[bytes, socket.socket]]:
+        """The process has said goodbye, or is to end at once. Returns the connections that it has not taken."""
+        left = self.passage.close()
         self.process.kill()
         self.process.wait()
+        return left
 
 
 def _process(*files: int) -> subprocess.Popen[bytes]:

@@ -30,6 +30,9 @@ class Gate(asyncio.Protocol):
         self._asked: dict[int, Asked] = {}
         self._said: list[Any] = []
         self._rest = b""
+        self._ready = False
+        self.silence = 0
+        """How often it was asked whether it lives since it has last said anything."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] - as uvicorn has it
         """Tells the door which keys there are, not the keys themselves."""
@@ -43,17 +46,25 @@ class Gate(asyncio.Protocol):
         self._lost()
 
     def data_received(self, data: bytes) -> None:
-        """Lines of the door: questions, or numbers of questions whose client has gone. The first one is empty: it is ready."""
+        """Lines of the door: questions, or numbers of questions whose client has gone. The first one is empty: it is ready; later
+        ones that are only say that it lives."""
+        self.silence = 0
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             said = json.loads(line)
-            if not said:
+            if not self._ready:
+                self._ready = True
                 self._opened()
             for number, *question in said:
                 if question:
                     self._ask(number, *question)
                 else:
                     self._forget(number)
+
+    def knock(self) -> None:
+        """Asks whether the door lives."""
+        self.silence += 1
+        self._tell([])
 
     def end(self) -> None:
         """The door is to end when it has answered what has begun."""
@@ -63,8 +74,9 @@ class Gate(asyncio.Protocol):
         asked = self._asked[number] = Asked(self, number, path, since, len(tasks) * len(rows))
         row_of = ASK[path]
         try:
-            for place, (row, task) in enumerate((row, task) for row in rows for task in tasks):
-                asked.submit(self._service, place, row_of(task, row))
+            with self._service.engine.still():
+                for place, (row, task) in enumerate((row, task) for row in rows for task in tasks):
+                    asked.submit(self._service, place, row_of(task, row))
         except Exception as error:  # noqa: BLE001 - as in edge.py: the last place where it can become an answer
             note_bug("a bug", error)
             self._refuse(asked, ApiError(500, "something is wrong with the server; its log says where"))
