@@ -12,7 +12,7 @@ from intarsia.methods import method_from_dict
 from intarsia.task import Task
 from intarsia.training import Failed
 from intarsia.workflow.sections import RunSettings
-from intarsia.workflow.training import Trained
+from intarsia.workflow.trained import Trained
 
 SECONDS = {"adapter": 0.10, "lora": 0.08, "prompt": 0.15, "full": 0.2, "head": 0.02}
 """Of a step."""

@@ -12,7 +12,8 @@ from intarsia.training.progress import PackReporter, open_pack_reporter
 from intarsia.workflow.pack import draw_runs, run_pack
 from intarsia.workflow.sections import FILES, SECTIONS, RunSettings
 from intarsia.workflow.settings import from_tree
-from intarsia.workflow.training import Trained, run
+from intarsia.workflow.trained import Trained
+from intarsia.workflow.training import run
 
 
 def train(

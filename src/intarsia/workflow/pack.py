@@ -11,7 +11,8 @@ from intarsia.training.member import Member, Prune
 from intarsia.training.progress import PackReporter
 from intarsia.workflow.scoring import resident
 from intarsia.workflow.sections import RunSettings
-from intarsia.workflow.training import Prepared, Trained, load_backbone, logging, prepare
+from intarsia.workflow.trained import Trained
+from intarsia.workflow.training import Prepared, load_backbone, logging, prepare
 
 SHARED = ("backbone", "dtype", "device", "threads")
 """What the runs of a pack have in common."""

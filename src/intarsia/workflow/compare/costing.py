@@ -12,7 +12,7 @@ from intarsia.workflow.compare.ledger import Event, Ledger
 from intarsia.workflow.compare.live import View
 from intarsia.workflow.compare.packs import Packs, raise_disk_error
 from intarsia.workflow.compare.settings import CompareSettings
-from intarsia.workflow.training import Trained
+from intarsia.workflow.trained import Trained
 
 SPARE = 0.93
 """Share of the time left that is planned with: rather early than late."""

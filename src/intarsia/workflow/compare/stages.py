@@ -13,7 +13,7 @@ from intarsia.workflow.compare.live import View
 from intarsia.workflow.compare.packs import Packs, disk_failed, packs_of, raise_disk_error
 from intarsia.workflow.compare.settings import CompareSettings
 from intarsia.workflow.compare.testing import RUNS, result_of
-from intarsia.workflow.training import Trained
+from intarsia.workflow.trained import Trained
 
 
 class Stages:
