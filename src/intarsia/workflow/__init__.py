@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from intarsia.workflow.scoring import Evaluation, evaluate, predict
     from intarsia.workflow.sections import RunSettings
     from intarsia.workflow.settings import resolve
-    from intarsia.workflow.training import Trained, run
+    from intarsia.workflow.trained import Trained
+    from intarsia.workflow.training import run
 
 _HOME_OF = {
     "Evaluation": "scoring",
