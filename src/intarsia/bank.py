@@ -165,7 +165,7 @@ class TaskBank(Residents):
         """
         if self.graphs is None:
             return
-        own = self.shapes(names)[:MOST]
+        own = list(self.shapes(names).values())[:MOST]
         while not self.fits(own):
             own.pop()
         own.sort(key=lambda name: self.tasks[name].prompt is None)

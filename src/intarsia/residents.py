@@ -186,14 +186,14 @@ class Residents:
         self._shelf.fetch(name for name in names if name and isinstance(self._residents[name], Stored))
         return [None if name is None else self._residents[name] for name in names]
 
-    def shapes(self, names: Iterable[str]) -> list[str]:
-        """One for each shape among these tasks that kernels read where they lie, those first whose shape more have."""
+    def shapes(self, names: Iterable[str]) -> dict[Form, str]:
+        """A task of each shape among these that kernels read where they lie, those first whose shape more have."""
         found: dict[Form, str] = {}
         for name in names:
             resident = self._residents[self._known(name)]
             if isinstance(resident, Stored) and readable([resident]):
                 found.setdefault(resident.form, name)
-        return [found[form] for form in sorted(found, key=lambda form: -form.users)]
+        return dict(sorted(found.items(), key=lambda item: -item[0].users))
 
     @contextmanager
     def under(self, route: Route) -> Iterator[None]:

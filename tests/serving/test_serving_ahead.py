@@ -72,6 +72,22 @@ def test_tasks_that_come_later_have_theirs_when_there_is_time(graphed, tmp_path)
     assert answered(engine, "first", "bad plot").scores == pytest.approx(want[0].scores, abs=1e-5)
 
 
+def test_another_task_of_a_shape_that_is_there_needs_nothing(graphed, tmp_path, monkeypatch):
+    engine, made = graphed
+    engine.prepare()
+    before, asked, bank = len(made), [], type(engine._bank)
+    call = bank.__call__
+    monkeypatch.setattr(
+        bank, "__call__", lambda self, *given, **more: asked.append(given) or call(self, *given, **more)
+    )
+    save(engine.backbone, tmp_path, "second", 0, seed=1)
+    engine.put("second", tmp_path / "second")
+    engine.prepare()
+    assert (len(made), asked) == (before, [])
+    assert answered(engine, "second").label
+    assert (len(made), len(asked)) == (before, 1)
+
+
 def test_one_that_is_not_asked_to_prepares_nothing(graphed):
     engine, made = graphed
     time.sleep(0.1)

@@ -14,6 +14,7 @@ from intarsia.serving.limits import Limits
 from intarsia.serving.logs import note_bug
 from intarsia.serving.versions import Version
 from intarsia.staged import Returning
+from intarsia.storage import Form
 
 
 class Ahead:
@@ -26,6 +27,8 @@ class Ahead:
         self.ready = threading.Event()
         """All is there that the tasks of now want."""
         self._seen = -1
+        self._known: set[tuple[Form, bool]] = set()
+        """The shapes of tasks that everything is there for."""
         self._rest: Iterator[None] = iter(())
 
     def step(self, changes: int, versions: Collection[Version]) -> bool:
@@ -49,8 +52,11 @@ class Ahead:
         if reads:
             types = any(_typed(version) for version in reads)
             names, limits = [version.key for version in reads], self._limits
-            yield from self._bank.ahead(names, tokens=limits.batch_tokens, rows=limits.batch_rows, types=types)
-            self._ask(self._bank.shapes(names)[:MOST])
+            shapes = dict(list(self._bank.shapes(names).items())[:MOST])
+            if not self._known.issuperset(wanted := {(form, types) for form in shapes}):
+                yield from self._bank.ahead(names, tokens=limits.batch_tokens, rows=limits.batch_rows, types=types)
+                self._ask(list(shapes.values()))
+                self._known = wanted
         if self._decoder is not None:
             yield from self._decoder.ahead([version.key for version in versions if version.kind == "generation"])
 

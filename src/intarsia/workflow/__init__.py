@@ -20,7 +20,7 @@ _HOME_OF = {
     "Evaluation": "scoring",
     "Finding": "doctor",
     "RunSettings": "sections",
-    "Trained": "training",
+    "Trained": "trained",
     "evaluate": "scoring",
     "examine": "doctor",
     "predict": "scoring",
