@@ -97,6 +97,22 @@ EXPERTS = {
         {**_LOCAL, **_MAMBA, "shared_intermediate_size": 24, "layer_types": ["mamba", "attention"]},
         ("block_sparse_moe", "shared_mlp"),
     ),
+    # A network beside the experts, norms on both and on their sum, and a block for each layer's own words behind them.
+    "gemma4": (
+        "Gemma4TextConfig",
+        {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "head_dim": 8,
+            "sliding_window": 8,
+            "vocab_size_per_layer_input": 97,
+            "hidden_size_per_layer_input": 8,
+            "enable_moe_block": True,
+            "num_experts": 4,
+            "top_k_experts": 2,
+            "moe_intermediate_size": 16,
+        },
+        "post_feedforward_layernorm",
+    ),
     "jetmoe": ("JetMoeConfig", {**_LOCAL, "kv_channels": 8}, "mlp"),
     "jamba": (
         "JambaConfig",
@@ -125,7 +141,7 @@ EXPERTS = {
         "ffn",
     ),
 }  # fmt: skip
-SHARED = ("qwen2_moe", "qwen3_next", "deepseek_v3", "hunyuan", "llama4", "granitemoeshared")
+SHARED = ("qwen2_moe", "qwen3_next", "deepseek_v3", "hunyuan", "llama4", "granitemoeshared", "gemma4")
 experts = pytest.mark.parametrize("family", list(EXPERTS))
 HEAD = Head(labels=("no", "yes"), dropout=0.0)
 

@@ -33,6 +33,7 @@ from intarsia.backbone.loading import (
     quantise,
 )
 from intarsia.backbone.locate import locate
+from intarsia.backbone.padding import check_padding
 from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.residuals import Call, left_to_norms, norms_a_sum
@@ -64,6 +65,8 @@ class Backbone(Facts):
         """Where keys and values of virtual positions go in."""
         self.pretrained = Pretrained(self)
         """What a method may read of the frozen model when it builds a task."""
+        if family.inspected:
+            check_padding(self)
         self.reordered: list[FrozenLinear] = []
         """Linear layers whose training takes its products from oneDNN's own layout: faster, but a new shape costs a step's time."""
 

@@ -45,7 +45,7 @@ def inspect_layer(one: Watched, *, crosses: bool) -> Found:
         if len(blocks) > 1 or (blocks and not _is_feed_forward(one.layer.get_submodule(blocks[0]))):
             attention = Attention(module=blocks[0], out=one.end(blocks[0]), takes_prefix=blocks[0] in one.attends)
             owners = [n for n in owners if not _within(n, blocks[:1])]
-    return attention, cross, _feed_forward(one, shapes, owners, hidden)
+    return attention, cross, _feed_forward(one, shapes, owners, hidden, attention)
 
 
 def hidden_of(one: Watched) -> int:
@@ -165,7 +165,16 @@ def _is_feed_forward(block: nn.Module) -> bool:
     return _experts(block) or all(shape_of(m) for m in block.modules() if list(m.parameters(recurse=False)))
 
 
-def _feed_forward(one: Watched, shapes: Shapes, owners: list[str], hidden: int) -> FeedForward | None:
+def _behind(one: Watched, attention: Attention | None) -> str:
+    """The module whose output enters the residual stream next after attention's; empty: nobody knows."""
+    summands = one.summands()
+    place = summands.index(attention.out) + 1 if attention is not None and attention.out in summands else len(summands)
+    return summands[place] if place < len(summands) else ""
+
+
+def _feed_forward(
+    one: Watched, shapes: Shapes, owners: list[str], hidden: int, attention: Attention | None
+) -> FeedForward | None:
     if not owners:
         return None
     rest = [n for n in shapes if n in owners]
@@ -177,12 +186,16 @@ def _feed_forward(one: Watched, shapes: Shapes, owners: list[str], hidden: int) 
         _once(one, down[0])
         return FeedForward(into=into, down=down[0], out=one.end(down[0]))
     # What experts and their router have in common is the block. A shared expert meets every token, so its projections are sites.
-    shared = tuple(n for n in into if met and len(down) == 1 and _parent(n) == _parent(down[0]))
+    shared = tuple(n for n in into if met and down and _parent(n) == _parent(down[0]))
+    shared = shared if sum(_parent(n) == _parent(name) for n in down for name in shared[:1]) == 1 else ()
     parts = {"into": shared, "down": down[0] if shared else ""}
     if path := _common(owners):
         _once(one, path)
         return FeedForward(block=path, out=one.end(path), **parts)
     tops = _tops(one, owners)
+    if behind := _behind(one, attention):
+        # Gemma 4 adds experts to a network, norms the sum, and has a block of its own for each layer's words behind them.
+        return FeedForward(block=tops[0], out=behind, **parts)
     if len(tops) != 2 or one.read(tops[0]) is not one.read(tops[1]):
         raise NotSure(f"expected a feed-forward {hidden} -> wide -> {hidden}, found {into} -> {down} in {tops}")
     for top in tops:

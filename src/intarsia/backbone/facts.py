@@ -136,6 +136,22 @@ class Facts:
         """A token for places that nobody reads."""
         return int(getattr(self.config, "pad_token_id", None) or 0)
 
+    @cached_property
+    def attends_only(self) -> bool:
+        """Whether a layer's tokens see each other in attention alone; not in a state-space or recurrent block, which keeps states
+        of its own."""
+        found = {
+            role: {(s.stack, s.layer, s.cross) for s in self.sites if s.role is role}
+            for role in (Role.ATTN_OUT, Role.KV)
+        }
+        return found[Role.ATTN_OUT] == found[Role.KV]
+
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether a router sends tokens to experts, so that what a pass does depends on its tokens."""
+        rows = [row for stack in self.family.stacks for row in (stack.rows or (stack.row(0),))]
+        return any(feed_forward is not None and bool(feed_forward.block) for _, feed_forward in rows)
+
     @property
     def start_id(self) -> int:
         """The token from which a decoder with an encoder begins, as transformers' `generate` finds it; BackboneError where neither

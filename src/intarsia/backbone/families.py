@@ -75,6 +75,8 @@ class Family:
     """The embedding block, whose output enters the first layer; empty where there is none that takes prompts behind it."""
     gives_input_embeddings: bool = True
     """Whether `inputs_embeds` can be passed in place of `input_ids`."""
+    inspected: bool = False
+    """Found by looking at one model; nobody has tested it."""
 
 
 def _attention(module: str, names: str, o: str, out: str = "") -> Attention:

@@ -49,6 +49,7 @@ def inspect_family(model: PreTrainedModel) -> Family:
     if not any(one.attends for pile in piles for one in watched[pile]):
         # Prefixes are refused with what it lacks, which is another thing than having no attention.
         found = {pile: [_taking(layer) for layer in layers] for pile, layers in found.items()}
+    _check_width(model, hidden_of(watched[piles[0]][-1]))
     names = ("encoder", "decoder") if len(piles) == 2 else ("decoder" if _is_causal(model) else "encoder",)
     return Family(
         model_types=(model.config.model_type,),
@@ -57,6 +58,7 @@ def inspect_family(model: PreTrainedModel) -> Family:
             for name, pile in zip(names, piles, strict=True)
         ),
         gives_input_embeddings=_takes_words(model),
+        inspected=True,
     )
 
 
@@ -116,8 +118,17 @@ def _stack(name: Any, pile: str, layers: Sequence[Found], width: int) -> Stack:
 
 
 @torch.no_grad()
+def _check_width(model: PreTrainedModel, width: int) -> None:
+    """A head reads states as wide as the stream; Reformer's two streams leave it side by side."""
+    states = _states(model, input_ids=smallest_input(model)["input_ids"])
+    if states.shape[-1] != width:
+        raise _unsure(model, f"expected states as wide as its layers, {width}, found {states.shape[-1]}")
+
+
+@torch.no_grad()
 def _check_sums(model: PreTrainedModel, base: nn.Module, watched: Sequence[Watched], found: Sequence[Found]) -> None:
-    """NotSure unless layers with experts or without attention are the identity when nothing leaves what was found in them."""
+    """NotSure unless in layers with experts or without attention what was found enters the residual stream: it is seen to, or the
+    layer is the identity when nothing leaves it."""
     moved, handles = [], []
 
     def silent(_module: nn.Module, _args: tuple, output: Any) -> Any:
@@ -128,6 +139,8 @@ def _check_sums(model: PreTrainedModel, base: nn.Module, watched: Sequence[Watch
         if is_plain(attention, feed_forward):
             continue
         ends = [row.out for row in rows if row is not None]
+        if set(ends) <= set(one.summands()):
+            continue
         ends += [feed_forward.beside] if feed_forward is not None and feed_forward.beside else []
         handles += [one.layer.get_submodule(end).register_forward_hook(silent) for end in ends]
 
@@ -164,7 +177,12 @@ def _takes_words(model: PreTrainedModel) -> bool:
     words = trunk(model).get_input_embeddings()(ids)
     if not isinstance(words, Tensor):  # I-BERT's come with their scale, as does all that its modules hand on
         raise _unsure(model, f"expected its embeddings to give a tensor, found a {type(words).__name__}")
-    states, again = _states(model, input_ids=ids), _states(model, inputs_embeds=words)
+    states = _states(model, input_ids=ids)
+    try:
+        again = _states(model, inputs_embeds=words)
+        _states(model, inputs_embeds=words * 1.5)  # Gemma 4 looks up which words they were, and a prompt's are none
+    except (RuntimeError, TypeError, ValueError):
+        return False
     return bool((states - again).abs().max() < 0.01 * states.abs().max())
 
 

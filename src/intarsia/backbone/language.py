@@ -28,6 +28,10 @@ def generate(
     # A decoder's output begins with its input, an encoder-decoder's with the start token.
     skip = given["input_ids"].shape[1] if backbone.kind == "decoder" else 1
     model: Any = backbone.model
+    if not model.can_generate():
+        raise UnsupportedError(
+            f"transformers' generate does not know {type(model).__name__}; load a causal language model"
+        )
     if prompts is not None and prompts.vectors is not None:
         if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
             raise UnsupportedError(

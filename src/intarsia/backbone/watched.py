@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from intarsia.backbone.attention import WATCH, AttentionHook, AttentionSeam
 from intarsia.backbone.hooks import first_argument, first_output
@@ -27,6 +28,20 @@ class Call(NamedTuple):
     """Its output, or the first of several."""
 
 
+class _Sums(TorchFunctionMode):
+    """Keeps what is added to what meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[object, object, object]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if getattr(func, "__name__", "") in ("add", "__add__", "__radd__", "add_", "__iadd__") and len(args) == 2:
+            self.found.append((*args, result))
+        return result
+
+
 class Watched(NamedTuple):
     """The calls in one layer, in the order in which they ended."""
 
@@ -34,6 +49,8 @@ class Watched(NamedTuple):
     calls: list[Call]
     attends: set[str]
     """Modules that call transformers' attention interface, by their paths."""
+    sums: list[tuple[object, object, object]]
+    """Two summands and their sum, of the whole pass."""
 
     @property
     def counts(self) -> Counter[str]:
@@ -47,6 +64,17 @@ class Watched(NamedTuple):
     def read(self, name: str) -> object:
         """The input of its first call; None, if it was not called."""
         return next((call.x for call in self.calls if call.name == name), None)
+
+    def summands(self) -> list[str]:
+        """Modules whose very output is added to the residual stream, in that order; none where norms stand on the stream."""
+        stream, found = [self.read("")], []
+        for one, other, total in self.sums:
+            for held, new in ((one, other), (other, one)):
+                if any(held is x for x in stream):
+                    stream.append(total)
+                    found += [call.name for call in self.calls if call.y is new and call.name][-1:]
+                    break
+        return found
 
     def end(self, start: str) -> str:
         """The last module that the very tensor that `start` puts out passes through, up to the residual sum."""
@@ -70,7 +98,8 @@ def smallest_input(model: PreTrainedModel) -> dict[str, Tensor]:
 @torch.no_grad()
 def watch(model: PreTrainedModel, base: nn.Module, layers: Sequence[nn.Module]) -> list[Watched]:
     """What each layer does in a pass over four tokens."""
-    found = [Watched(layer, [], set()) for layer in layers]
+    sums = _Sums()
+    found = [Watched(layer, [], set(), sums.found) for layer in layers]
     seam, handles = AttentionSeam(model, base), []
     for one in found:
         for name, module in one.layer.named_modules():
@@ -86,7 +115,8 @@ def watch(model: PreTrainedModel, base: nn.Module, layers: Sequence[nn.Module]) 
             if name and list(module.children()):
                 handles.append(AttentionHook(seam, module, WATCH, attended, None))
     try:
-        base(**smallest_input(model))
+        with sums:
+            base(**smallest_input(model))
     finally:
         for handle in handles:
             handle.remove()
