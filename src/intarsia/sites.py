@@ -65,6 +65,8 @@ class Site:
     source: str = ""
     """Path of the module whose first input is x; empty: `module` itself."""
     source_width: int = 0
+    beside: str = ""
+    """Path of a module that is called before `module`, and whose output the layer adds to that of `module`; y is their sum."""
     cross: bool = False
     """Part of a decoder's cross-attention."""
     part: Part | None = None

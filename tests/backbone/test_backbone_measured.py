@@ -20,10 +20,37 @@ def test_prompts_are_refused_where_input_embeddings_stand_for_the_whole_embeddin
             Task.new("t", backbone, method)
 
 
-def test_a_model_whose_base_is_its_language_model_is_refused():
+def test_a_language_model_that_calls_itself_its_base_is_taken_by_the_model_in_it():
     config = tf.Llama4TextConfig(**{**_ENCODER, "head_dim": 8, "num_key_value_heads": 2, "num_local_experts": 2})
-    with pytest.raises(UnsupportedError, match="gives no states"):
-        Backbone.wrap(tf.Llama4ForCausalLM(config).eval())
+    backbone = Backbone.wrap(tf.Llama4ForCausalLM(config).eval())
+    assert backbone.base is backbone.model.model
+    assert backbone.language_head is backbone.model.lm_head
+
+
+def test_a_model_whose_attention_is_beside_another_block_is_refused():
+    # What enters the stream beside attention is no part of a feed-forward, though both are silent when it is.
+    config = tf.FalconH1Config(
+        **{
+            **_ENCODER,
+            "num_key_value_heads": 2,
+            "mamba_d_ssm": 64,
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+        }
+    )
+    with pytest.raises(
+        UnsupportedError, match=r"expected a feed-forward 32 -> wide -> 32, found .* in \['mamba', 'feed_forward'\]"
+    ):
+        Backbone.wrap(tf.FalconH1Model(config).eval())
+
+
+def test_layers_whose_tokens_are_not_beside_one_another_are_refused():
+    # Rows of a batch are told apart by the first axis, which is time in XLNet.
+    with pytest.raises(
+        UnsupportedError, match=r"expected states of \(1, 4, width\) to enter a layer once, found \(4, 1, 32\)"
+    ):
+        Backbone.wrap(tf.XLNetModel(tf.XLNetConfig(vocab_size=97, d_model=32, n_layer=2, n_head=4, d_inner=48)).eval())
 
 
 def test_a_model_in_training_mode_is_inspected_without_its_dropout():

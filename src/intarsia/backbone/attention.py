@@ -46,7 +46,7 @@ Result = tuple[Tensor, Tensor | None]
 # Names without "sdpa" or "flash" in them: transformers looks for those and takes other paths. Each has its own mask
 # function: with none registered, padding would silently be attended to.
 OVER = {"sdpa": "intarsia", "eager": "intarsia_eager"}
-EXTEND, _WATCH, _RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
+EXTEND, WATCH, _RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
 
 
 def _over_sdpa(
@@ -77,7 +77,7 @@ def _attend(
     *,
     additive: bool = False,
 ) -> Result:
-    watch: Watch | None = module.__dict__.get(_WATCH)
+    watch: Watch | None = module.__dict__.get(WATCH)
     if watch is not None:
         watch(module, key, value)
     extend: Extend | None = module.__dict__.get(EXTEND)
@@ -226,7 +226,7 @@ class AttentionSeam:
             def watch(_module: nn.Module, key: Tensor, value: Tensor, site: Site = site) -> None:
                 look(site, key, value)
 
-            hooks.append(AttentionHook(self, self.base.get_submodule(site.module), _WATCH, watch, None))
+            hooks.append(AttentionHook(self, self.base.get_submodule(site.module), WATCH, watch, None))
         try:
             yield
         finally:

@@ -17,7 +17,7 @@ from intarsia.backbone.attention_products import wants_products
 from intarsia.backbone.embedded import embedded_folder
 from intarsia.backbone.ending import Ending, at_places
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
-from intarsia.backbone.facts import Facts
+from intarsia.backbone.facts import Facts, trunk
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
 from intarsia.backbone.frozen_linear import FrozenLinear, joined, reorder, wants_reordered
@@ -33,6 +33,7 @@ from intarsia.backbone.loading import (
     quantise,
 )
 from intarsia.backbone.locate import locate
+from intarsia.backbone.padding import check_padding
 from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.residuals import Call, left_to_norms, norms_a_sum
@@ -51,7 +52,7 @@ class Backbone(Facts):
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, name: str, family: Family, print_: str
     ) -> None:
         self.model = model
-        self.base: nn.Module = model.base_model
+        self.base: nn.Module = trunk(model)
         """The model without its head; sites' paths start here."""
         self._tokenizer = tokenizer
         self.name = name
@@ -64,6 +65,8 @@ class Backbone(Facts):
         """Where keys and values of virtual positions go in."""
         self.pretrained = Pretrained(self)
         """What a method may read of the frozen model when it builds a task."""
+        if family.inspected:
+            check_padding(self)
         self.reordered: list[FrozenLinear] = []
         """Linear layers whose training takes its products from oneDNN's own layout: faster, but a new shape costs a step's time."""
 
@@ -83,7 +86,7 @@ class Backbone(Facts):
         tokenizer = load_tokenizer(folder)
         row = _family(model)
         # Before the cast: the fingerprint is the checkpoint's, whatever dtype it is then used in.
-        print_ = fingerprint(model.base_model)
+        print_ = fingerprint(trunk(model))
         cast(model, kind)
         torch.nn.Module.to(model, where)
         if dtype in QUANTISED:
@@ -104,7 +107,7 @@ class Backbone(Facts):
         _freeze(model)  # before it is inspected: with dropout on, the same token has other states in every pass
         row = family if family is not None else _family(model)
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        return cls(model, tokenizer, name, row, fingerprint(model.base_model))
+        return cls(model, tokenizer, name, row, fingerprint(trunk(model)))
 
     @cached_property
     def plain(self) -> Plain:
@@ -183,7 +186,7 @@ class Backbone(Facts):
                 return self.base(**self._with_positions(batch), **cache).last_hidden_state
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
-        start = torch.full_like(ids[:, :1], self.config.decoder_start_token_id)
+        start = torch.full_like(ids[:, :1], self.start_id)
         # A template's prompt slots (negative ids) are the encoder's; the decoder reads padding there.
         ids = ids.masked_fill(ids < 0, self.config.pad_token_id)
         return self.base.get_decoder()(  # type: ignore[operator]
@@ -256,6 +259,6 @@ def _freeze(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _family(model: PreTrainedModel) -> Family:
-    config: Any = model.base_model.config
+    config: Any = trunk(model).config
     row = family_of(config.model_type, gated=bool(getattr(config, "is_gated_act", False)))
     return row if row is not None else inspect_family(model)

@@ -18,6 +18,17 @@ if TYPE_CHECKING:
 Kind = Literal["encoder", "decoder", "encoder-decoder"]
 
 
+def trunk(model: PreTrainedModel) -> Any:
+    """The model without its head. Llama 4's language model calls itself its base; T5's is, and has two stacks."""
+    base: Any = model.base_model
+    if base is not model or model.get_output_embeddings() is None:
+        return base
+    from transformers import PreTrainedModel
+
+    inner = [module for module in model.children() if isinstance(module, PreTrainedModel)]
+    return inner[0] if len(inner) == 1 else base
+
+
 class Facts:
     """Of one frozen pretrained transformer."""
 
@@ -124,6 +135,35 @@ class Facts:
     def pad_id(self) -> int:
         """A token for places that nobody reads."""
         return int(getattr(self.config, "pad_token_id", None) or 0)
+
+    @cached_property
+    def attends_only(self) -> bool:
+        """Whether a layer's tokens see each other in attention alone; not in a state-space or recurrent block, which keeps states
+        of its own."""
+        found = {
+            role: {(s.stack, s.layer, s.cross) for s in self.sites if s.role is role}
+            for role in (Role.ATTN_OUT, Role.KV)
+        }
+        return found[Role.ATTN_OUT] == found[Role.KV]
+
+    @cached_property
+    def has_experts(self) -> bool:
+        """Whether a router sends tokens to experts, so that what a pass does depends on its tokens."""
+        rows = [row for stack in self.family.stacks for row in (stack.rows or (stack.row(0),))]
+        return any(feed_forward is not None and bool(feed_forward.block) for _, feed_forward in rows)
+
+    @property
+    def start_id(self) -> int:
+        """The token from which a decoder with an encoder begins, as transformers' `generate` finds it; BackboneError where neither
+        the config nor the generation settings say it."""
+        for name in ("decoder_start_token_id", "bos_token_id"):
+            for holder in (self.config, getattr(self.model, "generation_config", None)):
+                if (start := getattr(holder, name, None)) is not None:
+                    return int(start)
+        raise BackboneError(
+            f"the config of backbone {self.name!r} has no decoder_start_token_id, nor a bos_token_id, so its decoder has nothing "
+            "to begin with; set model.config.decoder_start_token_id (T5 begins with its padding token, 0)"
+        )
 
     @property
     def checkpointing(self) -> bool:

@@ -10,44 +10,59 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
-    """One attention block of a layer."""
+    """One attention block of a layer, or what stands in its place (a state-space or recurrent block)."""
 
     module: str
     """The module whose forward calls the attention interface."""
-    q: str
-    k: str
-    v: str
-    o: str
     out: str
     """The last module before the residual sum."""
+    q: str = ""
+    k: str = ""
+    v: str = ""
+    o: str = ""
+    """Empty: there is no such projection."""
     fused: Literal["", "blocks", "heads", "unknown"] = ""
     """q, k and v are one projection: in blocks [q | k | v], or interleaved per head. Where the layout is not known there are
     no sites for q, k and v; the rest works."""
+    takes_prefix: bool = True
+    """Whether it has keys and values at all, before which others can stand."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FeedForward:
-    """The feed-forward block of a layer."""
+    """The feed-forward block of a layer: one network, or experts and their router."""
 
-    into: tuple[str, ...]
-    """The first projections; gated ones have two."""
-    down: str
     out: str
     """The last module before the residual sum."""
+    into: tuple[str, ...] = ()
+    """The first projections, of experts those of the shared one; gated ones have two. Empty: there are none."""
+    down: str = ""
+    block: str = ""
+    """The module that reads the sublayer's input; empty: the first of `into`."""
+    beside: str = ""
+    """A module, called before `out`, whose output the layer adds to that of `out` before the residual sum."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stack:
-    """A pile of equal layers."""
+    """A pile of layers."""
 
     name: Literal["encoder", "decoder"]
     layers: str
-    attention: Attention
-    feed_forward: FeedForward
+    attention: Attention | None = None
+    feed_forward: FeedForward | None = None
     cross: Attention | None = None
     meeting: str = ""
     """The module that is called with a layer's attention and with what entered the layer, and adds them; behind it no token sees
     another. Empty: the layer does that itself."""
+    rows: tuple[tuple[Attention | None, FeedForward | None], ...] = ()
+    """Of each layer, where they differ (experts in some, attention in some); empty: all are as above."""
+    width: int = 0
+    """Of the residual stream; 0: as wide as attention's output."""
+
+    def row(self, layer: int) -> tuple[Attention | None, FeedForward | None]:
+        """Of one layer; None: it has no such sublayer."""
+        return self.rows[layer] if self.rows else (self.attention, self.feed_forward)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +75,8 @@ class Family:
     """The embedding block, whose output enters the first layer; empty where there is none that takes prompts behind it."""
     gives_input_embeddings: bool = True
     """Whether `inputs_embeds` can be passed in place of `input_ids`."""
+    inspected: bool = False
+    """Found by looking at one model; nobody has tested it."""
 
 
 def _attention(module: str, names: str, o: str, out: str = "") -> Attention:

@@ -47,6 +47,16 @@ def first_argument(args: tuple, kwargs: dict) -> Any:
     return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))
 
 
+def first_output(y: Any) -> Any:
+    """What a module hands on: the first of its outputs, where it has several (experts with their router's scores)."""
+    return y[0] if isinstance(y, (tuple, list)) else y
+
+
+def with_first_output(y: Any, new: Tensor) -> Any:
+    """The same outputs with another first one."""
+    return (new, *y[1:]) if isinstance(y, (tuple, list)) else new
+
+
 class WholeNorm:
     """A norm's forward while tasks train it. A change behind the frozen norm's would be passes of its own over the states."""
 
@@ -77,10 +87,12 @@ def at_projection(base: nn.Module, site: Site, change: Project, ending: Ending |
     evaluation puts out its input, but at these places that is what the projection before it has just made.)
     """
     module = base.get_submodule(site.module)
+    if site.beside:
+        return _at_sum(base, site, change)
     if not site.source:
 
-        def own(_module: nn.Module, args: tuple, kwargs: dict, y: Tensor) -> Tensor:
-            return _on_part(site.part, made(first_argument(args, kwargs)), made(y), change)
+        def own(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+            return _changed(site, made(first_argument(args, kwargs)), output, change)
 
         # Before the others on this module: where a norm ends a sublayer (Gemma 2), its adapter reads the trained norm.
         return Hooks(module.register_forward_hook(own, with_kwargs=True, prepend=site.role is Role.NORM))
@@ -95,17 +107,45 @@ def at_projection(base: nn.Module, site: Site, change: Project, ending: Ending |
     def keep(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         kept[:] = [(first_argument(args, kwargs), behind())]
 
-    def later(_module: nn.Module, _args: tuple, y: Tensor) -> Tensor:
+    def later(_module: nn.Module, _args: tuple, output: Any) -> Any:
         x, was_behind = kept.pop()
         if ending is not None and behind() and not was_behind:
             x = ending.at(x)
-        return _on_part(site.part, x, made(y), change)
+        return _changed(site, x, output, change)
 
     source = base.get_submodule(site.source)
     return Hooks(
         source.register_forward_pre_hook(keep, with_kwargs=True),
         module.register_forward_hook(later),
     )
+
+
+def _at_sum(base: nn.Module, site: Site, change: Project) -> Hooks:
+    """y1 + y2 <- change(x, y1 + y2), where the layer itself adds the outputs of two modules; the site's is called last."""
+    kept: list[Tensor] = []
+
+    def first(_module: nn.Module, _args: tuple, output: Any) -> None:
+        kept[:] = [first_output(output)]
+
+    def last(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> Any:
+        y = first_output(output)
+        both = kept.pop() + y
+        # The difference: where nothing is changed, y stays what it was to the bit.
+        return with_first_output(output, y + (change(first_argument(args, kwargs), both.clone()) - both))
+
+    return Hooks(
+        base.get_submodule(site.beside).register_forward_hook(first),
+        base.get_submodule(site.module).register_forward_hook(last, with_kwargs=True),
+    )
+
+
+def _changed(site: Site, x: Tensor, output: Any, change: Project) -> Any:
+    """A module's output, or the first of several, with the change in it."""
+    y = made(first_output(output))
+    # Llama 4's experts hand on the tokens of all rows in one list, (B * T, D).
+    rows = y.unflatten(0, x.shape[:-1]) if y.dim() == 2 < x.dim() else y
+    new = _on_part(site.part, x, rows, change)
+    return with_first_output(output, new if rows is y else new.flatten(0, 1))
 
 
 def _on_part(part: Part | None, x: Tensor, y: Tensor, change: Project) -> Tensor:

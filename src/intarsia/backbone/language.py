@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from intarsia.backbone.entrance import Prompts
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, UnsupportedError
 
 if TYPE_CHECKING:
     from intarsia.backbone.backbone import Backbone
@@ -26,12 +27,23 @@ def generate(
     given = {name: batch[name].to(backbone.device) for name in ("input_ids", "attention_mask")}
     # A decoder's output begins with its input, an encoder-decoder's with the start token.
     skip = given["input_ids"].shape[1] if backbone.kind == "decoder" else 1
-    if prompts is not None and prompts.vectors is not None:
-        given, skip = backbone.with_prompts(given, prompts), 0
     model: Any = backbone.model
+    if not model.can_generate():
+        raise UnsupportedError(
+            f"transformers' generate does not know {type(model).__name__}; load a causal language model"
+        )
+    if prompts is not None and prompts.vectors is not None:
+        if "inputs_embeds" not in inspect.signature(model.prepare_inputs_for_generation).parameters:
+            raise UnsupportedError(
+                f"a prompt goes in as vectors, and transformers' generate takes none for {type(model).__name__}; write with a task "
+                "of another method (adapter, lora, prefix), or take another backbone"
+            )
+        given, skip = backbone.with_prompts(given, prompts), 0
     ends = end_tokens(backbone)
     pad = model.generation_config.pad_token_id
     pad = pad if pad is not None else (ends[0] if ends else 0)
+    if backbone.kind == "encoder-decoder" and model.generation_config.decoder_start_token_id is None:
+        settings = {**settings, "decoder_start_token_id": backbone.start_id}
     new = model.generate(**given, **settings, pad_token_id=pad, eos_token_id=ends or None)[:, skip:]
     stops = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
     lengths = torch.where(stops.any(1), stops.int().argmax(1), new.shape[1]).tolist()
@@ -63,6 +75,6 @@ def word_scores(backbone: Backbone, batch: Mapping[str, Tensor], words: Sequence
         columns = torch.arange(ids.shape[1], device=ids.device)
         read = columns.eq(torch.where(mask.bool(), columns, -1).amax(1, keepdim=True))
     else:
-        start = torch.full_like(ids[:, :1], backbone.config.decoder_start_token_id)
+        start = torch.full_like(ids[:, :1], backbone.start_id)
         batch, read = {**batch, "decoder_input_ids": start}, torch.ones_like(start, dtype=torch.bool)
     return backbone.token_scores(batch, read)[:, list(words)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from intarsia.backbone.facts import trunk
 from intarsia.errors import BackboneError, ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def from_pretrained(folder: str, name: str, *, language_model: bool = False) -> 
     missing = sorted(report["missing_keys"])
     if missing and all("pooler." in name for name in missing):
         # The checkpoint has none, and transformers made a random one: a task on it would change from process to process.
-        model.base_model.pooler = None
+        trunk(model).pooler = None
     elif missing:
         raise BackboneError(
             f"backbone {name!r} lacks {len(missing)} tensor(s) of {type(model).__name__}, the first is {missing[0]!r}; they would "

@@ -61,34 +61,37 @@ def _width(base: nn.Module, path: str) -> tuple[int, int]:
 
 
 def _layer_sites(base: nn.Module, stack: Stack, index: int, prefix: str) -> Iterator[Site]:
-    for attention, cross in ((stack.attention, False), (stack.cross, True)):
+    own, feed_forward = stack.row(index)
+    for attention, cross in ((own, False), (stack.cross, True)):
         if attention is not None:
-            yield from _attention_sites(base, attention, stack.name, index, prefix, cross=cross)
-    yield from _feed_forward_sites(base, stack.feed_forward, stack.name, index, prefix)
+            yield from _attention_sites(base, attention, stack, index, prefix, cross=cross)
+    if feed_forward is not None:
+        yield from _feed_forward_sites(base, feed_forward, stack, index, prefix)
 
 
-def _attention_sites(base: nn.Module, row: Attention, stack, index: int, prefix: str, *, cross: bool) -> Iterator[Site]:
-    o_in, hidden = _width(base, f"{prefix}.{row.o}")
-    for role, name in ((Role.Q, row.q), (Role.K, row.k), (Role.V, row.v)) if row.fused != "unknown" else ():
+def _attention_sites(
+    base: nn.Module, row: Attention, stack: Stack, index: int, prefix: str, *, cross: bool
+) -> Iterator[Site]:
+    common: Any = {"stack": stack.name, "layer": index, "cross": cross}
+    o_in, hidden = _width(base, f"{prefix}.{row.o}") if row.o else (0, stack.width)
+    for role, name in ((Role.Q, row.q), (Role.K, row.k), (Role.V, row.v)) if row.q and row.fused != "unknown" else ():
         path = f"{prefix}.{name}"
         reads, writes = _width(base, path)
         part = _part(row, role, writes, o_in, base.config)  # type: ignore[arg-type]
         width = writes if part is None else part.groups * (part.stop - part.start)
-        yield Site(
-            stack=stack, layer=index, role=role, module=path, width=width, source_width=reads, cross=cross, part=part
-        )
-    common = {"stack": stack, "layer": index, "cross": cross}
-    yield Site(role=Role.O, module=f"{prefix}.{row.o}", width=hidden, source_width=o_in, **common)
-    query = f"{prefix}.{row.q}"
+        yield Site(role=role, module=path, width=width, source_width=reads, part=part, **common)
+    if row.o:
+        yield Site(role=Role.O, module=f"{prefix}.{row.o}", width=hidden, source_width=o_in, **common)
     yield Site(
         role=Role.ATTN_OUT,
         module=f"{prefix}.{row.out}",
         width=hidden,
-        source=f"{prefix}.{row.module}",
-        source_width=_width(base, query)[0],
+        source="" if row.out == row.module else f"{prefix}.{row.module}",
+        source_width=_width(base, f"{prefix}.{row.q}")[0] if row.q else hidden,
         **common,
     )
-    yield Site(role=Role.KV, module=f"{prefix}.{row.module}", width=hidden, **common)
+    if row.takes_prefix:
+        yield Site(role=Role.KV, module=f"{prefix}.{row.module}", width=hidden, **common)
 
 
 def _part(row: Attention, role: Role, fused: int, query: int, config) -> Part | None:
@@ -105,27 +108,27 @@ def _part(row: Attention, role: Role, fused: int, query: int, config) -> Part | 
     return Part(groups=1, start=start, stop=start + (query if place == 0 else key))
 
 
-def _feed_forward_sites(base: nn.Module, row: FeedForward, stack, index: int, prefix: str) -> Iterator[Site]:
-    entrance = f"{prefix}.{row.into[0]}"
+def _feed_forward_sites(base: nn.Module, row: FeedForward, stack: Stack, index: int, prefix: str) -> Iterator[Site]:
+    common: Any = {"stack": stack.name, "layer": index}
+    hidden = entered = stack.width
     for name in row.into:
         reads, writes = _width(base, f"{prefix}.{name}")
-        yield Site(
-            stack=stack, layer=index, role=Role.FFN_IN, module=f"{prefix}.{name}", width=writes, source_width=reads
-        )
-    reads, hidden = _width(base, f"{prefix}.{row.down}")
-    yield Site(
-        stack=stack, layer=index, role=Role.FFN_DOWN, module=f"{prefix}.{row.down}", width=hidden, source_width=reads
-    )
+        yield Site(role=Role.FFN_IN, module=f"{prefix}.{name}", width=writes, source_width=reads, **common)
+    if row.down:
+        reads, hidden = _width(base, f"{prefix}.{row.down}")
+        yield Site(role=Role.FFN_DOWN, module=f"{prefix}.{row.down}", width=hidden, source_width=reads, **common)
+        entered = _width(base, f"{prefix}.{row.into[0]}")[0]
     out = f"{prefix}.{row.out}"
+    entrance = f"{prefix}.{row.block or row.into[0]}"
     yield Site(
-        stack=stack,
-        layer=index,
         role=Role.FFN_OUT,
         module=out,
         width=hidden,
         # Where the whole feed-forward is the last module, its own input is x; so x stays right when it works in chunks.
-        source="" if entrance.startswith(out + ".") else entrance,
-        source_width=_width(base, entrance)[0],
+        source="" if row.beside or f"{entrance}.".startswith(f"{out}.") else entrance,
+        source_width=entered,
+        beside=f"{prefix}.{row.beside}" if row.beside else "",
+        **common,
     )
 
 

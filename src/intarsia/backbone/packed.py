@@ -217,6 +217,8 @@ def packed(backbone: Backbone, segments: Segments) -> Iterator[None]:
         raise UnsupportedError(
             f"packed rows need one stack that calls transformers' attention interface; {backbone.name!r} has not"
         )
+    if not backbone.attends_only:  # its rows would see each other
+        raise UnsupportedError(f"packed rows are kept apart in attention, and {backbone.name!r} has layers without it")
     register()
     modules = [backbone.base.get_submodule(site.module) for site in sites]
     before: Any = backbone.model.config._attn_implementation

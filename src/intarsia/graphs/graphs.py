@@ -69,6 +69,8 @@ class Graphs:
         sites = [site for site in backbone.sites if site.role is Role.KV]
         if not sites or backbone.kind == "encoder-decoder" or not backbone.family.gives_input_embeddings:
             return False
+        if not backbone.attends_only or backbone.has_experts:
+            return False
         if not backbone.counts_positions or (self._on_gpu and not fused(self._anchor)):
             return False
         try:

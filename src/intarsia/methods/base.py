@@ -154,7 +154,7 @@ def check_leave_out(leave_out: Sequence[int], available: Iterable[Site], owner: 
     """ConfigError when an index names no layer."""
     from intarsia.errors import ConfigError
 
-    depth = 1 + max((site.layer for site in available if site.role is Role.ATTN_OUT), default=-1)
+    depth = 1 + max((s.layer for s in available if s.role in (Role.ATTN_OUT, Role.FFN_OUT)), default=-1)
     if wrong := [index for index in leave_out if not 0 <= index < depth]:
         raise ConfigError(
             f"{owner}.leave_out holds {wrong[0]}, but the backbone's layers are 0 to {depth - 1}; give indices of layers."

@@ -35,7 +35,7 @@ class LoRA(Method):
     alpha: float = 16.0
     """The update is scaled by alpha / rank."""
     targets: tuple[Role, ...] = (Role.Q, Role.V)
-    """Projections that are adapted: q, k, v, o, ffn_in, ffn_down."""
+    """Projections that are adapted: q, k, v, o, ffn_in, ffn_down; of experts, those of the shared one."""
     dropout: float = 0.0
     """Dropout on the input of A while training."""
     leave_out: tuple[int, ...] = ()
@@ -56,12 +56,15 @@ class LoRA(Method):
     def sites(self, available: Sequence[Site]) -> list[Site]:
         """The target projections, cross-attention's included."""
         check_leave_out(self.leave_out, available, "LoRA")
-        if not (sites := with_roles(available, self.targets, self.leave_out)):
-            here = [str(role) for role in TARGETS if any(site.role is role for site in available)]
-            why = (
-                "every layer is left out" if set(self.targets) & set(here) else f"its targets can be {', '.join(here)}"
+        here = [role for role in TARGETS if any(site.role is role for site in available)]
+        if missing := [role for role in self.targets if role not in here]:
+            raise UnsupportedError(
+                f"LoRA.targets holds {', '.join(missing)}, which this backbone does not have as projections of their own (all "
+                "experts' weights are one tensor, and some queries, keys and values one projection); its targets can be "
+                f"{', '.join(here) or 'none'}."
             )
-            raise UnsupportedError(f"LoRA finds none of its targets on this backbone: {why}.")
+        if not (sites := with_roles(available, self.targets, self.leave_out)):
+            raise UnsupportedError("LoRA finds none of its targets on this backbone: every layer is left out.")
         return sites
 
     def build(self, sites: Sequence[Site], pretrained: Pretrained, labels: Sequence[str] = ()) -> dict[str, Delta]:

@@ -48,7 +48,7 @@ class TopLayers(Method):
         """The parameters of the top k layers, and of the norm after them."""
         weights = with_roles(available, (Role.WEIGHT,))
         stack = "decoder" if any(s.stack == "decoder" for s in weights) else "encoder"
-        layers = [s for s in available if s.stack == stack and s.role is Role.ATTN_OUT]
+        layers = [s for s in available if s.stack == stack and s.role in (Role.ATTN_OUT, Role.FFN_OUT)]
         depth = 1 + max(s.layer for s in layers)
         if self.k > depth:
             raise ConfigError(

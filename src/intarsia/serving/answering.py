@@ -43,7 +43,8 @@ class Answering:
         self._asked: list[tuple[list[Job], Returning]] = []
         """The newest batch of rows, while a GPU works on it."""
         self._writes = self.backbone.model.get_output_embeddings() is not None and self.backbone.kind != "encoder"
-        decoder = self._writes and self.backbone.kind == "decoder"
+        # Layers that keep other states than keys and values: texts are written in whole batches, as an encoder-decoder's.
+        decoder = self._writes and self.backbone.kind == "decoder" and self.backbone.attends_only
         self.decoder = Decoder(bank, max_rows=limits.decode_rows, max_tokens=limits.decode_tokens) if decoder else None
 
     def check_writes(self) -> None:
@@ -210,7 +211,8 @@ class Answering:
             top_p=sampling.top_p,
             seed=abs(sampling.seed),
         )
-        batch = join_rows(rows, pad_id=tokenizer.pad_token_id or 0, left=False)  # type: ignore[arg-type]
+        left = self.backbone.kind == "decoder"
+        batch = join_rows(rows, pad_id=tokenizer.pad_token_id or 0, left=left)  # type: ignore[arg-type]
         batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
         found = []
         for job, row, new in zip(

@@ -51,6 +51,11 @@ class Decoder:
         """max_rows: running at once. max_tokens: rows times columns of all caches together."""
         if bank.backbone.kind != "decoder":
             raise ConfigError(f"continuous batching is for decoders, and {bank.backbone.name!r} is none")
+        if not bank.backbone.attends_only:
+            raise ConfigError(
+                f"continuous batching keeps each text's keys and values, and {bank.backbone.name!r} has layers that keep other "
+                "states; write with TaskBank.generate"
+            )
         _ = bank.backbone.language_head
         self.bank, self.max_rows, self.max_tokens = bank, max_rows, max_tokens
         self.waiting: deque[Writing] = deque()

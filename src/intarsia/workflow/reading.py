@@ -65,7 +65,7 @@ def source_of(
             encoder_decoder=seq2seq,
             cache=cache,
         )
-        start = backbone.config.decoder_start_token_id if seq2seq else None
+        start = backbone.start_id if seq2seq else None
         return GenerationSource(
             pairs, batch_size, pad_id=pad_id, decoder_start_token_id=start, seed=seed, arrangement=arrangement
         )

@@ -162,7 +162,7 @@ def _full_pass(patient: Patient, row: int, new: Tensor) -> Tensor:
         read = torch.arange(ids.shape[1], device=ids.device)[None] >= given["input_ids"].shape[1] - 1
         read[:, -1] = False
         return backbone.token_scores({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, read)
-    start = torch.full_like(new[:, :1], backbone.config.decoder_start_token_id)
+    start = torch.full_like(new[:, :1], backbone.start_id)
     before = torch.cat([start, new[:, :-1]], dim=1)
     batch = {name: given[name] for name in ("input_ids", "attention_mask")} | {"decoder_input_ids": before}
     return backbone.token_scores(batch, torch.ones_like(before, dtype=torch.bool))

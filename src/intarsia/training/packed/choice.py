@@ -34,6 +34,8 @@ def packable(task: Task, backbone: Backbone, settings: TrainSettings) -> str | N
         "the backbone is an encoder-decoder": backbone.kind == "encoder-decoder",
         "the backbone does not call transformers' attention interface, or reads no tokens": not sites
         or not backbone.family.gives_input_embeddings,
+        "the backbone has layers without attention": not backbone.attends_only,
+        "the backbone has experts, to whom ever other tokens go": backbone.has_experts,
         "gradient checkpointing is on": backbone.checkpointing,
         "dropout in the backbone is on": bool(settings.backbone_dropout) and backbone.drops,
         "the optimizer is not adamw": settings.optimizer != "adamw",
