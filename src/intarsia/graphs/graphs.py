@@ -59,7 +59,6 @@ class Graphs:
             self._anchor = torch.zeros(ALIGN, dtype=backbone.dtype, device=backbone.device)
         self._on_gpu = backbone.device.type == "cuda"
         self._outs: dict[str, Tensor] = {}
-        self._stream, self._pool = None, None
         self._fresh()
 
     @cached_property
@@ -69,7 +68,7 @@ class Graphs:
         sites = [site for site in backbone.sites if site.role is Role.KV]
         if not sites or backbone.kind == "encoder-decoder" or not backbone.family.gives_input_embeddings:
             return False
-        if not backbone.attends_only or backbone.has_experts:
+        if not backbone.attends_only or backbone.has_experts:  # to whom other tokens go each time
             return False
         if not backbone.counts_positions or (self._on_gpu and not fused(self._anchor)):
             return False
@@ -221,8 +220,8 @@ class Graphs:
             self._drop(next(iter(self._passes)))
 
     def _fresh(self) -> None:
-        if self.backbone.device.type == "cuda":
-            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
+        on_gpu = self.backbone.device.type == "cuda"
+        self._stream, self._pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if on_gpu else (None, None)
 
     def _say(self, what: str, why: str) -> None:
         """Once for each reason: nobody sees by the answers that they are slow."""
