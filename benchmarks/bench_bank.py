@@ -64,10 +64,10 @@ NOTES = {
     "measured. The uniform rows with 1,024 tasks are of 87a99f6; the others, of a1cb752, had a norm's rows of several tasks in "
     "one call, which rounded their gains in bf16 and was mended.",
     "cuda": "Passes are CUDA graphs over packed rows. Goals, 0.95 for encoders and 0.90 for decoding, with 1,024 tasks and "
-    "uniform traffic, are met: adapters 0.963 and 0.93, LoRA 0.993 and 0.964, three methods 0.959 and 0.914. With 32 rows three "
-    "methods have 0.9: three forms are three launches at each place. One task's speed rose, too: 256 rows from 1,730 to 1,910 "
-    "thousand tokens/s when norms were computed whole and attention became faster. Adding a task has a p99 of 1 to 4 ms "
-    "(goal: 10; 19 ms were seen once on a busy host).",
+    "uniform traffic, are met: adapters 0.96 and 0.939, LoRA 0.988 and 0.954, three methods 0.952 and 0.908. With 32 rows three "
+    "methods have 0.89: three forms are three launches at each place. Adding a task has a p99 of 1 to 4 ms (goal: 10; 19 ms were "
+    "seen once on a busy host). The rows `identical` and `uniform` with 1,024 tasks are of 16fd821, the others of the commits that "
+    "the command names; one task's rows have a graph of their own.",
 }
 """What a reader of the present file should know; goes with its next whole run."""
 SAME = ("shape", "dtype", "system", "job", "methods", "method", "rows", "traffic", "resident tasks")

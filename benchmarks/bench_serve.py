@@ -49,14 +49,15 @@ from intarsia.serving.limits import Limits
 JOBS = ("fresh", "load", "pace", "changes", "overload", "soak")
 NOTES = {
     "cuda": (
-        "Turns of 1 s on eight of a host's processors, nothing else on the GPU, another "
-        "measurement on two of its other processors. With four processes that speak HTTP "
-        "(`processes`) one to four clients wait 0.5 to 0.8 ms longer than without HTTP, 16 0.4 to 0.7, 64 1.9 and 1.7 (goal: 3). "
-        "At rates of random moments it is 0.1 to 1.1 ms, but for one: with "
-        "1 task, at half of the most, something stopped all answers for half a second (such waits are there without HTTP, too; "
-        "a size of batch that comes for the second time makes its CUDA graph, which may be it). Where the engine's process "
-        "speaks HTTP itself (0), engine, tokenizer and HTTP share one interpreter, and who asks without a pause queues for it: "
-        "16 clients wait 12 ms longer, 64 45, and these get 840 answers a second in place of 2,200.",
+        "Turns of 1 s on eight of a host's processors, nothing else on the GPU. With four processes that speak HTTP (`processes`) "
+        "one client waits 0.5 to 0.6 ms longer than without HTTP, 16 0.9 and 1.2, 64 1.7 and 2 (goal: 3); at rates of random "
+        "moments it is 0.5 to 1.3 ms. The longest answer by HTTP took 104 ms: a batch of an unusual size, or another program of "
+        "the host. Where the engine's process speaks HTTP itself (0; of 0806353), engine, tokenizer and HTTP share one "
+        "interpreter, and who asks without a pause queues for it: 16 clients wait 12 ms longer, 64 45, and these get 840 answers "
+        "a second in place of 2,900.",
+        "Old and new in one call: since 5492136 the server makes its CUDA graphs before it says that it is ready; before that "
+        "they were made, and kernels compiled, while people waited. (`before 5492136` lacks the batch from beginning to end that "
+        "is asked ahead, too, since then; the rows of `fresh` have it.)",
     ),
 }
 """What a reader of the present file should know; goes with its next whole run."""
