@@ -59,6 +59,7 @@ class Graphs:
             self._anchor = torch.zeros(ALIGN, dtype=backbone.dtype, device=backbone.device)
         self._on_gpu = backbone.device.type == "cuda"
         self._outs: dict[str, Tensor] = {}
+        self._stream, self._pool = None, None
         self._fresh()
 
     @cached_property
@@ -68,9 +69,8 @@ class Graphs:
         sites = [site for site in backbone.sites if site.role is Role.KV]
         if not sites or backbone.kind == "encoder-decoder" or not backbone.family.gives_input_embeddings:
             return False
-        if not backbone.attends_only or backbone.has_experts:  # to whom other tokens go each time
-            return False
-        if not backbone.counts_positions or (self._on_gpu and not fused(self._anchor)):
+        usual = backbone.attends_only and backbone.counts_positions and not backbone.has_experts
+        if not usual or (self._on_gpu and not fused(self._anchor)):
             return False
         try:
             return all(backbone.pretrained.heads(site) for site in sites)
@@ -220,8 +220,8 @@ class Graphs:
             self._drop(next(iter(self._passes)))
 
     def _fresh(self) -> None:
-        on_gpu = self.backbone.device.type == "cuda"
-        self._stream, self._pool = (torch.cuda.Stream(), torch.cuda.graph_pool_handle()) if on_gpu else (None, None)
+        if self.backbone.device.type == "cuda":
+            self._stream, self._pool = torch.cuda.Stream(), torch.cuda.graph_pool_handle()
 
     def _say(self, what: str, why: str) -> None:
         """Once for each reason: nobody sees by the answers that they are slow."""
