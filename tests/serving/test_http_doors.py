@@ -1,6 +1,7 @@
 """A server with doors answers as one without, byte for byte; and what a door answers itself, it does."""
 
 import contextlib
+import gzip
 import json
 import math
 import subprocess
@@ -93,6 +94,11 @@ WIRE = {
     "close": (request(SHORT, "/v1/classify", "application/json", "Connection: close"), 200, True),
     "close, as few write it": (request(SHORT, "/v1/classify", "application/json", "Connection: Close"), 200, False),
     "keep-alive": (request(SHORT, "/v1/classify", "application/json", "Connection: Keep-Alive"), 200, True),
+    "a compressed body": (
+        request(gzip.compress(SHORT), "/v1/classify", "application/json", "Content-Encoding: gzip"),
+        415,
+        False,
+    ),
     "an upgrade": (request(SHORT, "/v1/classify", "application/json", "Connection: upgrade", "Upgrade: x"), 200, False),
     "two lengths": (request(SHORT, "/v1/classify", "application/json", "Content-Length: 31"), 200, False),
     "two other lengths": (request(SHORT, "/v1/classify", "application/json", "Content-Length: 30"), 400, False),
