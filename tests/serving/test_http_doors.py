@@ -1,6 +1,7 @@
 """A server with doors answers as one without, byte for byte; and what a door answers itself, it does."""
 
 import contextlib
+import gzip
 import json
 import math
 import subprocess
@@ -93,6 +94,11 @@ WIRE = {
     "close": (request(SHORT, "/v1/classify", "application/json", "Connection: close"), 200, True),
     "close, as few write it": (request(SHORT, "/v1/classify", "application/json", "Connection: Close"), 200, False),
     "keep-alive": (request(SHORT, "/v1/classify", "application/json", "Connection: Keep-Alive"), 200, True),
+    "a compressed body": (
+        request(gzip.compress(SHORT), "/v1/classify", "application/json", "Content-Encoding: gzip"),
+        415,
+        False,
+    ),
     "an upgrade": (request(SHORT, "/v1/classify", "application/json", "Connection: upgrade", "Upgrade: x"), 200, False),
     "two lengths": (request(SHORT, "/v1/classify", "application/json", "Content-Length: 31"), 200, False),
     "two other lengths": (request(SHORT, "/v1/classify", "application/json", "Content-Length: 30"), 400, False),
@@ -119,6 +125,11 @@ WIRE = {
     "HEAD": (get("/", "HEAD", "Connection: close"), 200, False),
     "the page": (get("/"), 200, False),
     "health": (get("/health"), 200, False),
+    "an absolute address": (get("http://a:80/v2/models/mood?x=/y"), 200, False),
+    "an absolute address, escaped": (get("HTTP://a/v2/models/m%6fod"), 200, False),
+    "an absolute address of the page": (get("http://a"), 200, False),
+    "an absolute address to ask at": (request(SHORT, "https://a/v1/classify"), 200, False),
+    "an absolute address elsewhere": (get("ftp://a/health"), 404, False),
     "a large body": (request(json.dumps({"task": "mood", "text": "a" * LONGEST_BODY}).encode()), 200, False),
     "the largest body": (request(SHORT[:-2] + b"a" * (LONGEST_BODY - len(SHORT)) + SHORT[-2:]), 200, True),
     "a large head": (request(SHORT, "/v1/classify", "application/json", "X: " + "a" * LONGEST_HEAD), 200, True),
@@ -183,6 +194,13 @@ def test_who_is_let_in_is_the_same(keyed, name):
     [said], gave = same(keyed, request(SHORT, "/v1/classify", "application/json", *headers))
     assert status(said) == expected
     assert gave == (not by_door)
+
+
+def test_an_absolute_address_needs_a_key_like_any_other(keyed):
+    [said], _ = same(keyed, get("http://a/v1/tasks"))
+    assert status(said) == 401
+    [said], _ = same(keyed, get("http://a/health"))
+    assert status(said) == 200
 
 
 def test_a_stranger_is_refused_before_its_body_has_come(keyed):

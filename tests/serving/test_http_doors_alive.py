@@ -107,9 +107,9 @@ def test_a_body_that_dawdles_is_given_away_and_still_answered(behind):
     with behind.connect() as sock:
         sock.sendall(raw[:-20])
         for place in range(-20, -4, 4):  # a byte now and then does not keep it here
-            time.sleep(connection.BODY_SECONDS / 3)
+            time.sleep(connection.WHOLE_SECONDS / 3)
             sock.sendall(raw[place : place + 4])
-        eventually(lambda: len(behind.taken) == before + 1, connection.BODY_SECONDS / 3)
+        eventually(lambda: len(behind.taken) == before + 1, connection.WHOLE_SECONDS / 3)
         sock.sendall(raw[-4:])
         assert status(read(sock.makefile("rb"))) == 200
 
@@ -141,7 +141,7 @@ def test_at_the_end_what_has_begun_is_answered_and_the_rest_is_closed(caplog):
             assert other.recv(100) == b""
             half.sendall(raw[-5:])
             eventually(lambda: len(asked) == 2)
-            time.sleep(1.5 * connection.BODY_SECONDS)  # so that it is given away, and its door can end
+            time.sleep(1.5 * connection.WHOLE_SECONDS)  # so that it is given away, and its door can end
             slow.sendall(raw[-5:])
             eventually(lambda: len(asked) == 3)
             answer(one, asked)
@@ -170,37 +170,6 @@ def test_what_takes_longer_than_the_grace_is_cut_off():
             eventually(lambda: asked)
             one.stop()
             assert sock.recv(100) == b""
-
-
-def test_a_connection_is_closed_when_nothing_comes_behind_an_answer(monkeypatch):
-    """As uvicorn's; one on which nothing was asked yet is kept, also as uvicorn's."""
-    monkeypatch.setattr(connection, "IDLE_SECONDS", 0.05)
-
-    class Door:
-        ending, connections = False, set()
-
-        def knows(self, key):
-            return True
-
-        def ask(self, one, path, since, question):
-            asyncio.get_running_loop().call_soon(one.answer, 200, [("content-length", "2")], b"ok")
-            return lambda: None
-
-    async def main():
-        made, loop = [], asyncio.get_running_loop()
-        for _ in range(2):
-            ours, theirs = socket.socketpair()
-            await loop.connect_accepted_socket(lambda: connection.Connection(Door(), b""), ours)
-            made.append(await asyncio.open_connection(sock=theirs))
-        (reader, writer), (silent, other) = made
-        writer.write(request())
-        assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"\r\n\r\nok")
-        assert not silent.at_eof()
-        writer.close()
-        other.close()
-        await asyncio.sleep(0.01)
-
-    asyncio.run(main())
 
 
 def test_connections_wait_in_a_passage_that_is_full_and_all_arrive():

@@ -2,13 +2,18 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
 import pytest
 
+from intarsia.errors import IntarsiaError
+from intarsia.serving.http import create_app, server
 from intarsia.serving.http.doors import doors
 from serving.doors_served import read, request, served, status
+from serving.fake_engine import FakeEngine
 from serving.served_process import eventually
 
 
@@ -69,6 +74,60 @@ def test_a_door_that_hangs_is_replaced_and_who_connects_meanwhile_is_answered(be
     for client in waiting:
         with client:
             assert status(read(client.makefile("rb"))) == 200
+
+
+@pytest.fixture
+def hang(monkeypatch):
+    """hang(seconds): the next door never becomes ready, and is waited for so long."""
+    real, hung = doors._process, []
+
+    def hang(seconds):
+        def process(*files):
+            monkeypatch.setattr(doors, "READY_SECONDS", 60.0 if hung else seconds)
+            if hung:
+                return real(*files)
+            hung.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], pass_fds=files))
+            return hung[0]
+
+        monkeypatch.setattr(doors, "_process", process)
+        return hung
+
+    yield hang
+    assert hung[0].returncode == -signal.SIGKILL
+
+
+LATE = "door process {} is not ready after 0 seconds and is killed; another one is started"
+
+
+def test_a_door_that_hangs_before_it_is_ready_is_replaced(hang, caplog):
+    hung = hang(0.2)
+    with served(1) as one:
+        assert status(one.ask(request())[0]) == 200
+    assert [line for line in caplog.messages if "door process" in line] == [LATE.format(hung[0].pid)]
+
+
+def test_so_is_the_replacement_of_one_that_died(behind, hang, caplog):
+    before, hung = eventually(lambda: len(behind.server._doors._ready) == 2 and behind.doors), hang(0.2)
+    os.kill(before[0], signal.SIGKILL)
+    eventually(lambda: hung and LATE.format(hung[0].pid) in caplog.messages)
+    eventually(lambda: len(behind.server._doors._ready) == 2)
+    assert caplog.messages.count(LATE.format(hung[0].pid)) == 1
+    assert status(behind.ask(request())[0]) == 200
+
+
+def test_a_server_that_ends_does_not_wait_for_a_door_that_is_not_ready(hang):
+    with served(1) as one:
+        one.server.config.timeout_graceful_shutdown = 300
+        hung = hang(60.0)
+        os.kill(one.doors[0], signal.SIGKILL)
+        eventually(lambda: hung)
+
+
+def test_a_server_whose_doors_end_before_they_are_ready_does_not_start(monkeypatch):
+    monkeypatch.setattr(doors, "_process", lambda *_: subprocess.Popen([sys.executable, "-c", ""]))
+    one = server.made(create_app(FakeEngine(), None), grace=5, ready=lambda: None, processes=1)
+    with server.listen("127.0.0.1", 0) as sock, pytest.raises(IntarsiaError, match="ended before it was ready"):
+        one.run([sock])
 
 
 def test_doors_are_not_killed_when_the_engines_process_stood_still(behind, monkeypatch):

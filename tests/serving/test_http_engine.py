@@ -107,6 +107,24 @@ def test_a_stream_and_a_whole_answer_are_the_same_text(client):
     assert whole["usage"]["prompt_tokens"] == 3
 
 
+def test_no_part_of_a_stop_text_is_in_a_stream_also_where_it_spans_pieces(client):
+    body = {"model": "writer", "prompt": "the film was", "max_tokens": 6}
+
+    def streamed(**more):
+        parts = client.post("/v1/completions", json={**body, "stream": True, **more}).text.split("\n\n")
+        found = [json.loads(part[6:])["choices"][0] for part in parts if part and "[DONE]" not in part]
+        return [one["text"] for one in found], found[-1]["finish_reason"]
+
+    pieces, _ = streamed()
+    text, first = "".join(pieces), len(pieces[0])
+    assert len(pieces) > 2 < first
+    for begin in range(1, first):
+        stop = text[begin : first + 2]
+        said, reason = streamed(stop=stop)
+        assert ("".join(said), reason) == (text[: text.index(stop)], "stop")
+    assert "".join(streamed(stop=text[-2:] + "and what never comes")[0]) == text
+
+
 @pytest.mark.parametrize("path", ["/v1/classify", "/v2/models/mood/infer"])
 def test_all_rows_of_a_request_are_of_one_version_and_it_is_named(
     client, backbone, engine, tmp_path, monkeypatch, path
@@ -299,10 +317,12 @@ def test_a_full_queue_is_429_and_what_was_taken_is_answered(backbone, folder):
         Library(folder, engine).look()
         client, gate, batch = serving(engine), threading.Event(), engine._batch
         engine._batch = lambda: batch() if gate.is_set() else []
-        statuses, threads = [], []
+        statuses, waits, threads = [], [], []
 
         def ask():
-            statuses.append(classify(client, "mood", TEXTS[0]).status_code)
+            answer = classify(client, "mood", TEXTS[0])
+            statuses.append(answer.status_code)
+            waits.append(answer.headers.get("retry-after"))
             gate.set()  # the first to be refused lets the others through
 
         for _ in range(6):
@@ -313,6 +333,7 @@ def test_a_full_queue_is_429_and_what_was_taken_is_answered(backbone, folder):
         assert set(statuses) <= {200, 429}
         assert statuses.count(200) >= 3
         assert 429 in statuses
+        assert [wait for status, wait in zip(statuses, waits, strict=True) if status == 429 and wait != "1"] == []
 
 
 def test_a_text_that_is_too_large_is_413_and_the_wrong_number_of_texts_422(client):

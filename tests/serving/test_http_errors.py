@@ -1,6 +1,7 @@
 """Bad requests over a fake engine: each has its status, one line and the one shape, and never reaches the engine."""
 
 import asyncio
+import gzip
 
 import pytest
 
@@ -82,6 +83,21 @@ def test_a_body_that_does_not_say_it_is_json_is_415(client, engine, kind):
 def test_json_may_say_more_of_itself(client, kind):
     answer = client.post("/v1/classify", content=b'{"task": "mood", "text": "abc"}', headers={"Content-Type": kind})
     assert answer.status_code == 200
+
+
+@pytest.mark.parametrize("route", ["/v1/classify", "/v1/completions", "/v2/models/mood/infer"])
+@pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip"])
+def test_a_compressed_body_is_415(client, engine, route, coding):
+    body, headers = gzip.compress(b'{"task": "mood", "text": "abc"}'), {**JSON, "Content-Encoding": coding}
+    answer = client.post(route, content=body, headers=headers)
+    refusal(answer, 415, "compressed bodies are not taken")
+    assert answer.headers["accept-encoding"] == "identity"
+    assert engine.asked == []
+
+
+def test_a_body_may_say_that_it_is_not_compressed(client):
+    for coding in ("Identity", ""):
+        assert client.post("/v1/classify", json=GOOD, headers={"Content-Encoding": coding}).status_code == 200
 
 
 def test_half_a_surrogate_pair_is_no_text(client):

@@ -12,15 +12,17 @@ schemathesis = pytest.importorskip("schemathesis", reason="the fuzzer is not ins
 
 
 def description(app):
-    """Ours, with the tasks' names filled in: names out of the blue would all end at the first 404."""
+    """Ours, with the tasks' names and versions filled in: names out of the blue would all end at the first 404."""
     said = json.loads(json.dumps(app.openapi()))
     schemas, names = said["components"]["schemas"], {"enum": [card.name for card in CARDS]}
+    filled = {"task": names, "version": {"enum": [card.version for card in CARDS]}}
     schemas["Texts"]["properties"]["task"] = {"anyOf": [names, {"type": "array", "items": names, "minItems": 1}]}
     for request in ("CompletionRequest", "ChatRequest"):
         schemas[request]["properties"]["model"] = names
     for path, methods in said["paths"].items():
         for method in methods.values() if "{task}" in path else ():
-            method["parameters"][0]["schema"] = names
+            for parameter in method["parameters"]:
+                parameter["schema"] = filled.get(parameter["name"], parameter["schema"])
     return said
 
 

@@ -141,6 +141,26 @@ def test_a_tasks_metadata_says_columns_and_labels(client, engine):
     assert client.get("/v2").json()["name"] == "intarsia"
 
 
+def test_the_version_that_is_served_may_be_named_and_another_is_404(client, engine):
+    now = engine.found["mood"].version
+    tensor = {"name": "text", "datatype": "BYTES", "shape": [1], "data": ["abc"]}
+    for path, body in (("", None), ("/ready", None), ("/infer", {"inputs": [tensor]})):
+
+        def ask(name, path=path, body=body):
+            address = f"/v2/models/{name}{path}"
+            return client.get(address) if body is None else client.post(address, json=body)
+
+        plain, named = ask("mood"), ask(f"mood/versions/{now}")
+        assert (named.status_code, named.json()) == (200, plain.json())
+        asked = len(engine.asked)
+        for other in ("1", now[:-1], engine.found["spam"].version):
+            refusal(ask(f"mood/versions/{other}"), 404, now)
+        assert len(engine.asked) == asked
+        refusal(ask(f"nope/versions/{now}"), 404, "GET /v1/tasks")
+    engine.state = "draining"
+    assert client.get(f"/v2/models/mood/versions/{now}/ready").status_code == 503
+
+
 # state: (live, ready)
 STATES = {"starting": (200, 503), "ready": (200, 200), "draining": (200, 503), "dead": (503, 503)}
 

@@ -206,6 +206,14 @@ def test_answers_stand_side_by_side_as_bars_and_numbers(visit, engine):
     assert re.fullmatch(r"[\d.]+ m?s", block(page, "mood").locator(".foot").inner_text())
 
 
+def test_who_has_selected_nothing_is_told_so_until_something_is(visit):
+    page = visit()
+    ask(page)
+    assert page.get_by_role("alert").inner_text() == "Select at least one task in the table first."
+    pick(page, "mood")
+    page.locator("#error").wait_for(state="hidden")
+
+
 def test_a_task_of_two_columns_has_two_fields(visit, engine):
     page = visit()
     pick(page, "pair")

@@ -1,4 +1,4 @@
-"""Bodies: bounded in bytes and in time while they come in, whatever their headers claim."""
+"""Bodies: as they are, and bounded in bytes and in time while they come in, whatever their headers claim."""
 
 import asyncio
 import contextlib
@@ -31,7 +31,7 @@ class Body:
 
 
 class BodyLimit:
-    """ASGI: a body above its limit is a 413 and one that dawdles a 408, with the rest of it unread."""
+    """ASGI: a body above its limit is a 413 and one that dawdles a 408, with the rest of it unread; a compressed one is a 415."""
 
     def __init__(self, app: ASGIApp, most: int = JSON_BYTES, seconds: float = 30.0) -> None:
         self.app, self.most, self.seconds = app, most, seconds
@@ -39,7 +39,8 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        declared = Headers(scope=scope).get("content-length", "")
+        headers = Headers(scope=scope)
+        declared, coding = headers.get("content-length", ""), headers.get("content-encoding", "").strip().lower()
         length = int(declared) if declared.isdecimal() else None
         body = Body(self.most, time.monotonic() + self.seconds, length)
         scope.setdefault("state", {})["body"] = body
@@ -47,6 +48,9 @@ class BodyLimit:
         async def bounded() -> Event:
             if body.complete:  # only the end of the connection can come now, and that may take its time
                 return await receive()
+            if coding not in ("", "identity"):
+                how = "compressed bodies are not taken; send the body as it is, without `Content-Encoding`"
+                raise ApiError(415, how, {"Accept-Encoding": "identity"})
             if body.length is not None and body.length > body.most:
                 raise await _too_large(body, receive)
             try:

@@ -1,7 +1,9 @@
 """The outermost layer: every request is timed and counted, and no exception leaves it but as a 500 in our shape."""
 
 import asyncio
+import re
 import time
+from urllib.parse import unquote
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -9,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from intarsia.serving.http.errors import ApiError, answer
 from intarsia.serving.http.metrics import Meters
 from intarsia.serving.logs import note_bug
+
+ORIGIN = re.compile(rb"https?://[^/]*", re.IGNORECASE)
 
 
 class Edge:
@@ -20,6 +24,7 @@ class Edge:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        scope = _from_root(scope)
         started, status = time.perf_counter(), 0
         # What GET would say, without the body, which uvicorn leaves out: who balances loads often asks so.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
@@ -46,3 +51,12 @@ class Edge:
             # The route's pattern, not the path: a path is the client's, and there is no end to them.
             route = getattr(inner.get("route"), "path", "none")
             self.meters.answered(scope["method"], route, status, time.perf_counter() - started)
+
+
+def _from_root(scope: Scope) -> Scope:
+    """As if `GET http://host/path` had asked for `/path`: RFC 9112 (3.2.2) has every server take the absolute form."""
+    raw = scope.get("raw_path") or b""
+    if scope["path"].startswith("/") or not (origin := ORIGIN.match(raw)):
+        return scope
+    raw = raw[origin.end() :] or b"/"
+    return {**scope, "raw_path": raw, "path": unquote(raw.decode("ascii"))}

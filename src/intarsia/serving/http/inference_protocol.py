@@ -3,24 +3,34 @@
 `text` has the shape [rows], or [rows, columns] for a task on several text columns. Outputs by kind of task:
 classification `label` BYTES [rows] and `scores` FP32 [rows, labels]; multi-label `label` BOOL and `scores` FP32, both
 [rows, labels]; regression `prediction` FP32 [rows]; token-classification takes one row, split at its spaces, and gives
-`label` BYTES and `scores` FP32 [words]. The labels' order is in the model's metadata.
+`label` BYTES and `scores` FP32 [words]. The labels' order is in the model's metadata. A client may name a version; there is
+only the one that is served now.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from intarsia.errors import IntarsiaError
 from intarsia.serving.cards import Card
 from intarsia.serving.http.bodies import json_only
 from intarsia.serving.http.calls import answers, asked
-from intarsia.serving.http.classify_schemas import MOST_ANSWERS, finite
+from intarsia.serving.http.classify_schemas import finite
 from intarsia.serving.http.errors import ApiError, api_error
-from intarsia.serving.http.schemas import ProtocolErrorAnswer, Str
-from intarsia.serving.http.service import Deadline, Question, Serving
+from intarsia.serving.http.inference_schemas import (
+    InferAnswer,
+    InferRequest,
+    ModelMetadata,
+    OutputName,
+    ServerMetadata,
+    Tensor,
+    TensorShape,
+    TextTensor,
+)
+from intarsia.serving.http.schemas import ProtocolErrorAnswer
+from intarsia.serving.http.service import Deadline, Question, Service, Serving
 from intarsia.serving.requests import Answer, Classify, Tag
 
 router = APIRouter(
@@ -30,83 +40,6 @@ router = APIRouter(
 )
 BINARY = "inference-header-content-length"
 """The header of a body that goes on in bytes after its JSON."""
-Count = Annotated[int, Field(ge=0, le=MOST_ANSWERS)]
-
-
-class TextTensor(BaseModel):
-    """The one input."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: Literal["text"]
-    shape: Annotated[list[Count], Field(min_length=1, max_length=2)]
-    datatype: Literal["BYTES"]
-    data: list[Str] | list[list[Str]]
-    parameters: dict[str, Any] = {}
-
-
-class OutputName(BaseModel):
-    """An output that the client wants."""
-
-    name: Annotated[str, Field(max_length=200)]
-    parameters: dict[str, Any] = {}
-
-
-class InferRequest(BaseModel):
-    """Rows for a task."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    id: Annotated[Str, Field(max_length=200)] | None = None
-    inputs: Annotated[list[TextTensor], Field(min_length=1, max_length=1)]
-    outputs: list[OutputName] | None = None
-    """Only these outputs.  [default: all]"""
-    parameters: dict[str, Any] = {}
-
-
-class Tensor(BaseModel):
-    """An output; the data is flat, rows first."""
-
-    name: str
-    shape: list[int]
-    datatype: Literal["BYTES", "FP32", "BOOL"]
-    data: list[str | None] | list[float | None] | list[bool]
-
-
-class InferAnswer(BaseModel):
-    """The task's answers."""
-
-    model_name: str
-    model_version: str
-    id: str | None = None
-    outputs: list[Tensor]
-
-
-class TensorShape(BaseModel):
-    """An input or output; -1: any number."""
-
-    name: str
-    datatype: str
-    shape: list[int]
-    parameters: dict[str, Any] = {}
-
-
-class ModelMetadata(BaseModel):
-    """A task as the protocol describes models."""
-
-    name: str
-    versions: list[str]
-    platform: Literal["intarsia"] = "intarsia"
-    inputs: list[TensorShape]
-    outputs: list[TensorShape]
-
-
-class ServerMetadata(BaseModel):
-    """The server as the protocol describes servers."""
-
-    name: Literal["intarsia"] = "intarsia"
-    version: str
-    extensions: list[str] = []
 
 
 class AssumeJson:
@@ -156,7 +89,16 @@ async def ready(service: Serving, response: Response) -> dict[str, bool]:
 @router.get("/models/{task}")
 async def metadata(task: str, service: Serving) -> ModelMetadata:
     """A task's version, input and outputs."""
-    card = service.card(task)
+    return _metadata(service.card(task))
+
+
+@router.get("/models/{task}/versions/{version}")
+async def version_metadata(task: str, version: str, service: Serving) -> ModelMetadata:
+    """The same where this version is served."""
+    return _metadata(_card(service, task, version))
+
+
+def _metadata(card: Card) -> ModelMetadata:
     columns = len(card.columns) or 1
     shape = [-1] if columns == 1 else [-1, columns]
     return ModelMetadata(
@@ -170,7 +112,16 @@ async def metadata(task: str, service: Serving) -> ModelMetadata:
 @router.get("/models/{task}/ready")
 async def model_ready(task: str, service: Serving, response: Response) -> dict[str, Any]:
     """200 when this task answers."""
-    card = service.card(task)
+    return _ready(service.card(task), service, response)
+
+
+@router.get("/models/{task}/versions/{version}/ready")
+async def version_ready(task: str, version: str, service: Serving, response: Response) -> dict[str, Any]:
+    """200 when this version of the task answers."""
+    return _ready(_card(service, task, version), service, response)
+
+
+def _ready(card: Card, service: Service, response: Response) -> dict[str, Any]:
     able = service.engine.state == "ready"
     response.status_code = 200 if able else 503
     return {"name": card.name, "ready": able}
@@ -179,9 +130,27 @@ async def model_ready(task: str, service: Serving, response: Response) -> dict[s
 @router.post("/models/{task}/infer", response_model_exclude_none=True, dependencies=[Depends(_json_form)])
 async def infer(task: str, body: InferRequest, request: Request, service: Serving, deadline: Deadline) -> InferAnswer:
     """A task's answers to the rows of `text`. All rows, or an error."""
+    return await _infer(task, None, body, request, service, deadline)
+
+
+@router.post(
+    "/models/{task}/versions/{version}/infer",
+    response_model_exclude_none=True,
+    dependencies=[Depends(_json_form)],
+)
+async def version_infer(
+    task: str, version: str, body: InferRequest, request: Request, service: Serving, deadline: Deadline
+) -> InferAnswer:
+    """The same where this version is served."""
+    return await _infer(task, version, body, request, service, deadline)
+
+
+async def _infer(
+    task: str, version: str | None, body: InferRequest, request: Request, service: Service, deadline: float | None
+) -> InferAnswer:
     rows = _rows(body.inputs[0])
     with service.engine.still():  # so that the card is of the version that answers
-        card = service.card(task)
+        card = _card(service, task, version)
         calls = asked(service, _questions(card, rows, deadline))
     found = await answers(request, calls)
     said = [one for one in found if isinstance(one, Answer)]
@@ -193,6 +162,14 @@ async def infer(task: str, body: InferRequest, request: Request, service: Servin
         id=body.id,
         outputs=_chosen(_outputs(card, said), body.outputs),
     )
+
+
+def _card(service: Service, task: str, version: str | None) -> Card:
+    """The task's card; 404 where this version is not the one that is served."""
+    card = service.card(task)
+    if version not in (None, card.version):
+        raise ApiError(404, f"this version of the task is not served; the one that is served now is {card.version}")
+    return card
 
 
 def _rows(tensor: TextTensor) -> list[tuple[str, ...]]:

@@ -21,6 +21,7 @@ from fastapi import FastAPI
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError
 from intarsia.serving.engine import Engine
+from intarsia.serving.http import patience
 from intarsia.serving.http.app import create_app
 from intarsia.serving.http.doors.continued import Continued
 from intarsia.serving.http.doors.doors import Doors
@@ -241,6 +242,7 @@ def made(app: FastAPI, *, grace: float, ready: Callable[[], None], processes: in
         http=OneWrite,  # not httptools, which uvicorn prefers where it is installed: it reads a head that never ends for ever
         ws="none",
         lifespan="off",
+        timeout_keep_alive=patience.IDLE_SECONDS,
         timeout_graceful_shutdown=max(1, round(grace)),
     )
     return _ServerBehindDoors(config, ready, app, processes) if processes else _Server(config, ready)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from intarsia.serving.http import patience
 from intarsia.serving.http.classify_schemas import MOST_ANSWERS, Texts
 from intarsia.serving.http.doors.head import BLANK, LONGEST_BODY, START, Head, read_head
 
@@ -18,10 +19,8 @@ if TYPE_CHECKING:
 
 LONGEST_HEAD = 16 * 2**10
 """Bytes of a head without end before it is somebody else's."""
-BODY_SECONDS = 1.0
-"""A body that takes longer is somebody else's."""
-IDLE_SECONDS = 5.0
-"""How long a connection is kept behind an answer, as uvicorn does it."""
+WHOLE_SECONDS = 1.0
+"""A request that takes longer from its first byte to its last is somebody else's."""
 SPACE = memoryview(bytearray(64 * 2**10))
 """What comes in one go, of whatever connection."""
 Headers = list[tuple[str, str]]
@@ -51,6 +50,8 @@ class Connection(asyncio.BufferedProtocol):
             self.end()
         elif self._bytes:
             self._look()
+        else:
+            self._set_timer(self._transport.close, patience.SILENT_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The client has hung up, or we have."""
@@ -65,8 +66,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Bytes have come."""
+        if not self._bytes:  # who was silent is so no more
+            self._set_timer(None)
         self._bytes += bytes(SPACE[:nbytes])
-        self._set_timer(None)
         if self.question is None and not self._writing:
             self._look()
         elif len(self._bytes) > LONGEST_BODY:  # who sends without waiting for answers waits now
@@ -94,7 +96,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.close()
             return
         if not self._bytes:
-            self._set_timer(self._transport.close, IDLE_SECONDS)
+            self._set_timer(self._transport.close, patience.IDLE_SECONDS)
         if not self._writing:
             self._next()
 
@@ -114,6 +116,8 @@ class Connection(asyncio.BufferedProtocol):
             if not BLANK.search(self._bytes):
                 if len(self._bytes) > LONGEST_HEAD or self._bytes[: len(START)] != START[: len(self._bytes)]:
                     self._give()
+                else:
+                    self._wait()
                 return
             self._head, self._since = read_head(self._bytes), time.monotonic()
             if self._head is None or not self._door.knows(self._head.key):
@@ -122,8 +126,9 @@ class Connection(asyncio.BufferedProtocol):
         head = self._head
         end = head.size + head.length
         if len(self._bytes) < end:
-            self._set_timer(self._give, self._since + BODY_SECONDS - time.monotonic())
+            self._wait()
             return
+        self._set_timer(None)
         try:
             question = Texts.model_validate_json(self._bytes[head.size : end])
         except ValidationError:
@@ -134,6 +139,11 @@ class Connection(asyncio.BufferedProtocol):
         self._bytes, self._head = self._bytes[end:], None
         self.question, self._last = question, head.last
         self._forget = self._door.ask(self, head.path, self._since, question)
+
+    def _wait(self) -> None:
+        """For the rest of a request; one timer from its first byte to its last."""
+        if self._timer is None:
+            self._set_timer(self._give, WHOLE_SECONDS)
 
     def _give(self) -> None:
         """Somebody else goes on with this connection."""

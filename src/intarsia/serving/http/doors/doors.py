@@ -20,6 +20,8 @@ AT_ONCE = 64
 """Connections that are accepted before others have their turn."""
 AGAIN_SECONDS = 1.0
 """How long to wait where there was no file left for a connection, or where a door has died before it was ready."""
+READY_SECONDS = 60.0
+"""A door that is not ready by then is killed. It takes one or two, and the machine may be busy."""
 KNOCK_SECONDS = 1.0
 """How often a door is asked whether it lives."""
 SHY, HUNG = 3, 10
@@ -39,6 +41,8 @@ class Doors:
         self._started: set[_Started] = set()
         self._ready: list[_Started] = []
         self._turns = itertools.count()
+        self._stillborn = False
+        """Whether a door has ended before it was ready."""
         self.ending = False
         self._replacing: set[asyncio.Task[None]] = set()
         self._knocking: asyncio.TimerHandle | None = None
@@ -49,7 +53,7 @@ class Doors:
         self._sock.setblocking(False)
         await asyncio.gather(*(self._one() for _ in range(self._count)))
         while len(self._ready) < self._count:
-            if len(self._started) < self._count:
+            if self._stillborn:
                 raise IntarsiaError("a door process has ended before it was ready; what it said is above")
             await asyncio.sleep(0.01)
         self._knock()
@@ -72,8 +76,11 @@ class Doors:
         self.ending = True
         self._loop.remove_reader(self._sock)
         self._sock.close()  # else new ones would wait for an answer that nobody gives
-        for one in self._ready:
-            one.gate.end()
+        for one in list(self._started):
+            if one in self._ready:
+                one.gate.end()
+            else:  # it has no connections yet, and may never be ready
+                self._lost(one)
         while self._started and time.monotonic() < until and not hurried():
             await asyncio.sleep(0.01)
         self.kill()
@@ -98,10 +105,14 @@ class Doors:
                 raise
         one = _Started(process, Passage(passage, self._take, lambda: self._lost(one)))
         one.gate = Gate(self._service, self._keys, lambda: self._opened(one), lambda: self._lost(one))
+        one.late = self._loop.call_later(
+            READY_SECONDS, self._lost, one, f"is not ready after {READY_SECONDS:.0f} seconds"
+        )
         self._started.add(one)
         await self._loop.create_connection(lambda: one.gate, sock=gate)
 
     def _opened(self, one: "_Started") -> None:
+        one.late.cancel()
         self._ready.append(one)
         self._listen()
 
@@ -110,15 +121,16 @@ class Doors:
             if one.gate.silence < HUNG:
                 one.gate.knock()
             else:
-                self._lost(one, "does not answer and is killed")
+                self._lost(one, "does not answer")
         self._knocking = self._loop.call_later(KNOCK_SECONDS, self._knock)
 
-    def _lost(self, one: "_Started", why: str = "has ended") -> None:
+    def _lost(self, one: "_Started", hung: str | None = None) -> None:
+        """hung: how one shows it that has not ended of itself."""
         if one not in self._started:
             return
         self._started.discard(one)
-        was_ready = one in self._ready
-        if was_ready:
+        stillborn = one not in self._ready and not hung
+        if one in self._ready:
             self._ready.remove(one)
         left = one.close()
         if self.ending:
@@ -127,8 +139,10 @@ class Doors:
             return
         if not self._ready:
             self._loop.remove_reader(self._sock)
+        self._stillborn |= stillborn
+        why = f"{hung} and is killed" if hung else "has ended"
         log.warning("door process %d %s; another one is started", one.process.pid, why)
-        replacing = self._loop.create_task(self._replace(0.0 if was_ready else AGAIN_SECONDS))
+        replacing = self._loop.create_task(self._replace(AGAIN_SECONDS if stillborn else 0.0))
         self._replacing.add(replacing)
         replacing.add_done_callback(self._replacing.discard)
         for begun, connection in left:
@@ -168,12 +182,15 @@ class _Started:
     """A door's process, and what connects us with it."""
 
     gate: Gate
+    late: asyncio.TimerHandle
+    """Runs until it is ready."""
 
     def __init__(self, process: subprocess.Popen[bytes], passage: Passage) -> None:
         self.process, self.passage = process, passage
 
     def close(self) -> list[tuple[bytes, socket.socket]]:
         """The process has said goodbye, or is to end at once. Returns the connections that it has not taken."""
+        self.late.cancel()
         left = self.passage.close()
         self.process.kill()
         self.process.wait()

@@ -15,7 +15,7 @@ _HEAD = re.compile(
 _JSON = re.compile(r"application/json(?:;[ \t]*charset=utf-8)?", re.IGNORECASE)
 _LENGTH = re.compile(r"[0-9]{1,6}")
 LONGEST_BODY = 64 * 2**10
-OTHERS = frozenset({"transfer-encoding", "expect", "upgrade", "x-deadline-ms"})
+OTHERS = frozenset({"transfer-encoding", "content-encoding", "expect", "upgrade", "x-deadline-ms"})
 """Headers that ask for more."""
 
 

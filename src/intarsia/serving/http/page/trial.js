@@ -32,6 +32,7 @@ export class Trial {
   /** The tasks that the next run asks. */
   choose(tasks) {
     this.#tasks = tasks;
+    if (tasks.length) trouble("selection", null);
     const names = tasks.slice(0, 8).map((task) => task.name).join(", ");
     const more = tasks.length > 8 ? ` and ${count(tasks.length - 8)} more` : "";
     $("chosen").querySelector("span").textContent = tasks.length ? `On ${names}${more}` : "Select tasks in the table.";
@@ -61,7 +62,7 @@ export class Trial {
 
   async #run() {
     if (!this.#tasks.length) {
-      trouble("trial", "Select at least one task in the table first.");
+      trouble("selection", "Select at least one task in the table first.");
       return;
     }
     trouble("trial", null);
