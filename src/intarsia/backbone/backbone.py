@@ -37,6 +37,7 @@ from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.residuals import Call, left_to_norms, norms_a_sum
 from intarsia.backbone.reuse import standing_in
+from intarsia.modes import own_modes
 from intarsia.sites import Role, Site
 from intarsia.staged import to_device
 
@@ -68,6 +69,7 @@ class Backbone(Facts):
         """Linear layers whose training takes its products from oneDNN's own layout: faster, but a new shape costs a step's time."""
 
     @classmethod
+    @own_modes()
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", language_model: bool = False) -> Backbone:
         """A backbone by hub name, local folder, or `embedded:minilm` / `embedded:smollm2`.
 
@@ -96,6 +98,7 @@ class Backbone(Facts):
         return backbone
 
     @classmethod
+    @own_modes()
     def wrap(
         cls, model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, family: Family | None = None
     ) -> Backbone:
