@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -80,7 +81,8 @@ class Backbone(Facts):
         """
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
-        folder = str(embedded_folder(name.removeprefix("embedded:"))) if name.startswith("embedded:") else name
+        embedded = name.startswith("embedded:")
+        folder = str(embedded_folder(name.removeprefix("embedded:"))) if embedded else os.path.expanduser(name)
         model = from_pretrained(folder, name, language_model=language_model)
         tokenizer = load_tokenizer(folder)
         row = _family(model)

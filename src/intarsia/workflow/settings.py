@@ -66,11 +66,9 @@ def resolve_pack(run_file: Path, flags: Mapping[str, Any], overrides: Sequence[s
     found = []
     for number, own in enumerate(runs, 1):
         name = str(own.get("name") or f"run-{number}")
-        if "out" not in own and folder is None:
+        if "out" not in own and not folder:
             raise ConfigError(f"out is missing; give --out DIR for the whole pack, or run {name!r} its own `out`")
-        tree = _laid_over(
-            _tree(shared), _tree({"name": name, "out": None if folder is None else Path(folder) / name} | own)
-        )
+        tree = _laid_over(_tree(shared), _tree({"name": name, "out": Path(folder) / name if folder else None} | own))
         try:
             found.append(_apply(tree, flags, overrides))
         except ConfigError as error:
