@@ -46,6 +46,35 @@ HINTS = {
     "out": "--out DIR",
 }
 
+ELSEWHERE = {
+    "adam_epsilon": "eps",
+    "do_sample": "sample",
+    "early_stopping_patience": "patience",
+    "eval_steps": "evaluate_every",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_clip_val": "clip",
+    "lora_alpha": "alpha",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip",
+    "max_seq_length": "max_length",
+    "metric_for_best_model": "metric",
+    "model_name_or_path": "backbone",
+    "num_beams": "beams",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "num_virtual_tokens": "length",
+    "optim": "optimizer",
+    "output_dir": "out",
+    "per_device_train_batch_size": "batch_size",
+    "r": "rank",
+    "save_steps": "checkpoint_every",
+    "target_modules": "targets",
+    "train_batch_size": "batch_size",
+    "warmup_ratio": "warmup",
+}
+"""What other trainers call our settings."""
+
 
 def resolve(run_file: Path | None, flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunSettings:
     """One run's settings: the file, then command-line flags over it, then `--set KEY=VALUE` over both.
@@ -214,7 +243,14 @@ def _method(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    return f"unknown key {one_line(key, 60)!r}{nearest(key, list(known)) or '; known keys: ' + ', '.join(known)}"
+    return f"unknown key {one_line(key, 60)!r}{suggested(key, known) or '; known keys: ' + ', '.join(known)}"
+
+
+def suggested(key: str, known: Sequence[str]) -> str:
+    """As `nearest`, but a name that another trainer has for one of the known keys is answered with that one."""
+    section, dot, name = key.rpartition(".")
+    ours = f"{section}{dot}{ELSEWHERE.get(name)}"
+    return f"; here it is {ours!r}" if ours in known else nearest(key, list(known))
 
 
 def _first(error: ValidationError) -> str:
