@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from intarsia.errors import ConfigError
@@ -137,3 +138,14 @@ def test_every_name_of_ours_in_that_table_exists():
     sections = {name for model in SECTIONS.values() for name in model.model_fields}
     assert set(ELSEWHERE.values()) <= fields | sections | set(RunSettings.model_fields)
     assert not set(ELSEWHERE) & (fields | sections | set(RunSettings.model_fields))
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"epochs": np.int64(2), "learning_rate": np.float32(0.5), "betas": (np.float64(0.5), 0.75)}
+    method = {"name": "adapter", "width": np.int32(8)}
+    settings = from_tree({"backbone": "b", "data": "embedded:questions", "method": method, "train": given, "out": "o"})
+    assert (settings.train.epochs, settings.train.learning_rate, settings.train.betas) == (2, 0.5, (0.5, 0.75))
+    assert settings.method["width"] == 8
+    assert "np." not in repr(settings)
+    with pytest.raises(ConfigError, match=r"train\.epochs"):
+        from_tree({"backbone": "b", "data": "d", "method": "head", "train": {"epochs": np.float64(1.5)}, "out": "o"})

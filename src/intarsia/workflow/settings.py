@@ -29,7 +29,9 @@ Several runs over one backbone, trained as a pack; each says what it has otherwi
 """
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +144,7 @@ def resume_settings(run_file: Path | None, flags: Mapping[str, Any], overrides: 
 
 def from_tree(tree: Mapping[str, Any]) -> RunSettings:
     """Validates nested settings. ConfigError, in one line, on the first key that is unknown, missing or wrong."""
-    tree = _tree(tree)
+    tree = {key: _plain(value) for key, value in _tree(tree).items()}
     _refuse_unknown(tree)
     if isinstance(tree.get("method"), Mapping):
         tree["method"] = _method(tree["method"])
@@ -187,6 +189,17 @@ def _tree(content: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(tree.get(key), str):
             tree[key] = {inner: tree[key]}
     return {key: value for key, value in tree.items() if not (value is None and key in SECTIONS)}
+
+
+def _plain(value: Any) -> Any:
+    """The value with numpy's numbers as Python's: they mean the same, and JSON has only the latter."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Real) and type(value) not in (bool, int, float):
+        return operator.index(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
