@@ -15,6 +15,7 @@ from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
 from intarsia.errors import TaskError, nearest
+from intarsia.modes import own_modes
 from intarsia.ops import Before, Own, Summed, fused
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.shelf import Shelf
@@ -45,6 +46,7 @@ class Residents:
         self._default = self._route = PLAIN
         self._active: str | None = None
 
+    @own_modes()
     def add(self, task: Task, name: str | None = None) -> None:
         """Makes a task resident, under its own name or another. TaskError when the name is taken or it is another backbone's."""
         name = name or task.name

@@ -26,6 +26,7 @@ from intarsia.methods import (
     method_from_dict,
     method_to_dict,
 )
+from intarsia.modes import own_modes
 from intarsia.sites import Role, Site
 
 
@@ -74,6 +75,7 @@ class Task(nn.Module):
         """Content hash of the folder that it was saved to or loaded from."""
 
     @classmethod
+    @own_modes()
     def new(cls, name: str, backbone: Backbone, method: Method, head: Head | None = None, *, seed: int = 0) -> Task:
         """A task with fresh modules. Without a head it only changes the backbone, whose own head goes on working.
 
@@ -160,6 +162,7 @@ class Task(nn.Module):
         self.version = taskfile.write(Path(folder), description, tensors)
 
     @classmethod
+    @own_modes()
     def load(cls, folder: str | Path, backbone: Backbone | None = None) -> Task:
         """The task in the folder, in its folded form, on this backbone (None: the one that it names is loaded).
 

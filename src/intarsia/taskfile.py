@@ -36,7 +36,12 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
     """Writes both files; returns the content hash. description: every field but format, tensors and content."""
     from safetensors.torch import save
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise TaskError(
+            f"a task is saved in a folder, and {folder} is a file, or lies under one; give another"
+        ) from error
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     full = {"format": FORMAT, **description, "tensors": {name: list(t.shape) for name, t in tensors.items()}}
     full["content"] = _content(full, blob)

@@ -251,3 +251,17 @@ def test_two_banks_train_the_norms_of_one_backbone(family):
     banks["b"].detach()
     after = TaskBank(backbone)(batch, tasks=[None, None])
     assert all(torch.equal(one, other) for one, other in zip(after, plain, strict=True))
+
+
+@pytest.mark.parametrize("method", ["lora", "serial"])
+def test_a_frozen_task_that_came_in_inference_mode_stands_beside_one_in_training(method, tmp_path):
+    backbone = wrap("bert")
+    new_task(backbone, method).save(tmp_path / "frozen")
+    bank = TaskBank(backbone)
+    with torch.inference_mode():
+        bank.load(tmp_path / "frozen", name="frozen")
+    live = new_task(backbone, "bitfit")
+    bank.add(live)
+    frozen, own = bank(tiny.inputs("bert", rows=2), tasks=["frozen", live.name])
+    (frozen.sum() + own.sum()).backward()
+    assert all(parameter.grad is not None for parameter in live.parameters())

@@ -445,3 +445,12 @@ def test_a_task_on_minilm_loads_by_the_name_it_holds(tmp_path):
     stir(Task.new("t", backbone, BottleneckAdapter(), HEAD)).save(tmp_path)
     assert sum(p.stat().st_size for p in tmp_path.iterdir()) < 1_500_000
     assert Task.load(tmp_path).backbone_info["name"] == "embedded:minilm"
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_file_in_the_folders_place_is_refused_in_one_line_and_kept(tmp_path, backbone, place):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TaskError, match="is a file, or lies under one") as caught:
+        new_task(backbone, "lora").save(tmp_path / place)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "file").read_text() == "mine"

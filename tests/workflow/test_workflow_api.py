@@ -99,3 +99,41 @@ def test_scoring_the_test_split_needs_one(backbone, files, tmp_path):
     with pytest.raises(DataError, match="there is no 'test' split"):
         train(str(backbone), files, tmp_path / "out", score_test=True)
     assert not (tmp_path / "out").exists()
+
+
+MODES = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_the_modes_of_torch_that_the_caller_is_in_change_nothing(backbone, files, tmp_path, mode):
+    def answers(loaded, folder):
+        bank = intarsia.TaskBank(loaded)
+        bank.load(folder, name="mood")
+        texts = ["a good film", "a bad film"]
+        found = bank.predict(texts, tasks="mood"), intarsia.predict(folder, texts, backbone=loaded)
+        bank.detach()
+        return found, intarsia.evaluate(folder, str(files["validation"]), backbone=loaded).metrics
+
+    def load():
+        return intarsia.Backbone.load(str(backbone), device="cpu", dtype="float32")
+
+    outside = train(load(), files, tmp_path / "outside", max_steps=4, method="ptuning").folder
+    expected = answers(load(), outside)
+    with mode():
+        made_inside = load()
+        inside = train(made_inside, files, tmp_path / "inside", max_steps=4, method="ptuning").folder
+        packed = intarsia.train_pack(
+            [{"method": "ptuning", "out": tmp_path / "packed", "train": files["train"], "max_steps": 4}],
+            backbone=made_inside,
+        )[0].folder
+        if mode is not MODES["autocast"]:  # a bank's own passes are the caller's
+            assert answers(load(), outside) == expected
+        assert intarsia.evaluate(outside, str(files["validation"]), backbone=load()).metrics == expected[1]
+    after = train(made_inside, files, tmp_path / "after", max_steps=4, method="ptuning").folder
+    for folder in (inside, packed, after):
+        assert (folder / "task.safetensors").read_bytes() == (outside / "task.safetensors").read_bytes()
+    assert answers(made_inside, inside) == expected

@@ -1,10 +1,15 @@
 """Settings: what overrides what, and what a run file may hold."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 from intarsia.errors import ConfigError
+from intarsia.methods import METHODS
 from intarsia.workflow.runfile import parse_yaml
-from intarsia.workflow.settings import from_tree, resolve
+from intarsia.workflow.sections import SECTIONS, RunSettings
+from intarsia.workflow.settings import ELSEWHERE, from_tree, resolve
 
 LEAST = {"backbone": "b", "data.data": "embedded:questions", "method.name": "adapter", "out": "o"}
 
@@ -109,3 +114,38 @@ def test_wrong_overrides_are_config_errors_of_one_line(override, fragment):
 def test_a_run_file_of_more_than_a_megabyte_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="larger than 1 MB"):
         resolve(written(tmp_path, "x: " + "y" * (1 << 20)), {})
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("train.max_grad_norm", "train.clip"),
+        ("train.per_device_train_batch_size", "train.batch_size"),
+        ("train.num_train_epochs", "train.epochs"),
+        ("train.gradient_accumulation_steps", "train.accumulate"),
+        ("train.warmup_ratio", "train.warmup"),
+        ("train.lr", "train.learning_rate"),
+        ("output_dir", "out"),
+    ],
+)
+def test_what_other_trainers_call_a_setting_is_answered_with_ours(theirs, ours):
+    with pytest.raises(ConfigError, match=f"unknown key '{theirs}'; here it is '{ours}'"):
+        resolve(None, LEAST, [f"{theirs}=1"])
+
+
+def test_every_name_of_ours_in_that_table_exists():
+    fields = {field.name for cls in METHODS.values() for field in dataclasses.fields(cls)}
+    sections = {name for model in SECTIONS.values() for name in model.model_fields}
+    assert set(ELSEWHERE.values()) <= fields | sections | set(RunSettings.model_fields)
+    assert not set(ELSEWHERE) & (fields | sections | set(RunSettings.model_fields))
+
+
+def test_numbers_of_numpy_are_numbers():
+    given = {"epochs": np.int64(2), "learning_rate": np.float32(0.5), "betas": (np.float64(0.5), 0.75)}
+    method = {"name": "adapter", "width": np.int32(8)}
+    settings = from_tree({"backbone": "b", "data": "embedded:questions", "method": method, "train": given, "out": "o"})
+    assert (settings.train.epochs, settings.train.learning_rate, settings.train.betas) == (2, 0.5, (0.5, 0.75))
+    assert settings.method["width"] == 8
+    assert "np." not in repr(settings)
+    with pytest.raises(ConfigError, match=r"train\.epochs"):
+        from_tree({"backbone": "b", "data": "d", "method": "head", "train": {"epochs": np.float64(1.5)}, "out": "o"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property
@@ -38,6 +39,7 @@ from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.residuals import Call, left_to_norms, norms_a_sum
 from intarsia.backbone.reuse import standing_in
+from intarsia.modes import own_modes
 from intarsia.sites import Role, Site
 from intarsia.staged import to_device
 
@@ -71,6 +73,7 @@ class Backbone(Facts):
         """Linear layers whose training takes its products from oneDNN's own layout: faster, but a new shape costs a step's time."""
 
     @classmethod
+    @own_modes()
     def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", language_model: bool = False) -> Backbone:
         """A backbone by hub name, local folder, or `embedded:minilm` / `embedded:smollm2`.
 
@@ -81,7 +84,8 @@ class Backbone(Facts):
         """
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
-        folder = str(embedded_folder(name.removeprefix("embedded:"))) if name.startswith("embedded:") else name
+        embedded = name.startswith("embedded:")
+        folder = str(embedded_folder(name.removeprefix("embedded:"))) if embedded else os.path.expanduser(name)
         model = from_pretrained(folder, name, language_model=language_model)
         tokenizer = load_tokenizer(folder)
         row = _family(model)
@@ -99,6 +103,7 @@ class Backbone(Facts):
         return backbone
 
     @classmethod
+    @own_modes()
     def wrap(
         cls, model: PreTrainedModel, *, tokenizer: PreTrainedTokenizerBase | None = None, family: Family | None = None
     ) -> Backbone:

@@ -19,7 +19,9 @@ def add(app: typer.Typer) -> None:
 
 
 def ablate(
-    task_dir: Annotated[Path, typer.Argument(metavar="TASK_DIR", help="A task folder written by `intarsia train`.")],
+    task_dir: Annotated[
+        Path, typer.Argument(parser=options.path, metavar="TASK_DIR", help="A task folder written by `intarsia train`.")
+    ],
     data: options.Data = None,
     split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
     metric: Annotated[str | None, typer.Option(help="[default: accuracy, f1, ... by the kind of task]")] = None,
@@ -27,7 +29,9 @@ def ablate(
     tolerance: Annotated[
         float, typer.Option(min=0, max=1, help="Share of the score that may be lost by what is left out.")
     ] = 0.01,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Write ablation.html, .md and .json there.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=options.path, metavar="DIR", help="Write ablation.html, .md and .json there.")
+    ] = None,
     backbone: options.OtherBackbone = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",

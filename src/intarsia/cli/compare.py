@@ -17,7 +17,10 @@ def add(app: typer.Typer) -> None:
 
 def compare(
     file: Annotated[
-        Path | None, typer.Argument(metavar="[COMPARE.yaml]", help="Settings in a file; the options below override it.")
+        Path | None,
+        typer.Argument(
+            parser=options.path, metavar="[COMPARE.yaml]", help="Settings in a file; the options below override it."
+        ),
     ] = None,
     backbone: Annotated[
         str | None, typer.Option(metavar="B", help="embedded:minilm, embedded:smollm2, a model folder, or a hub name.")
@@ -26,13 +29,18 @@ def compare(
         str | None, typer.Option(metavar="D", help="embedded:NAME or hub:NAME; for files see --train.")
     ] = None,
     train_file: Annotated[
-        Path | None, typer.Option("--train", metavar="FILE", help="CSV, TSV, JSONL or Parquet, also gzipped.")
+        Path | None,
+        typer.Option("--train", parser=options.path, metavar="FILE", help="CSV, TSV, JSONL or Parquet, also gzipped."),
     ] = None,
     validation: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="The choice is made on it. Default: a tenth of the training rows."),
+        typer.Option(
+            parser=options.path, metavar="FILE", help="The choice is made on it. Default: a tenth of the training rows."
+        ),
     ] = None,
-    test: Annotated[Path | None, typer.Option(metavar="FILE", help="Scored once the choice is made.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(parser=options.path, metavar="FILE", help="Scored once the choice is made.")
+    ] = None,
     text_columns: options.TextColumns = None,
     label_column: options.LabelColumn = None,
     kind: Annotated[
@@ -50,7 +58,7 @@ def compare(
     budget: Annotated[
         str | None, typer.Option(metavar="TIME", help="30m, 2h: all in all, the report too.  [default: no limit]")
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The folder to write.")] = None,
+    out: Annotated[Path | None, typer.Option(parser=options.path, metavar="DIR", help="The folder to write.")] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, bfloat16, float16, int8 or nf4.  [default: auto]")
     ] = None,

@@ -5,9 +5,22 @@ from typing import Annotated, Any
 
 import typer
 
+
+def path(text: str) -> Path:
+    """What every option for a path is read by."""
+    from intarsia.workflow.runfile import given_path
+
+    try:
+        return given_path(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
 TaskDirs = Annotated[
     list[Path],
-    typer.Argument(metavar="TASK_DIR...", help="A task folder written by `intarsia train`; several of them vote."),
+    typer.Argument(
+        metavar="TASK_DIR...", parser=path, help="A task folder written by `intarsia train`; several of them vote."
+    ),
 ]
 Combine = Annotated[
     str | None,

@@ -24,7 +24,9 @@ def predict(
     task_dirs: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[TASK_DIR...]", help="A task folder written by `intarsia train`; several of them vote."
+            parser=options.path,
+            metavar="[TASK_DIR...]",
+            help="A task folder written by `intarsia train`; several of them vote.",
         ),
     ] = None,
     text: Annotated[
@@ -37,12 +39,15 @@ def predict(
     tasks: Annotated[
         Path | None,
         typer.Option(
+            parser=options.path,
             metavar="DIR",
             help="Instead of TASK_DIR: a folder of task folders. Each row of --data is answered by the task in its column "
             "`task`, or by all; answers come as they are made, and a stopped run goes on in the same --out.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Write here instead of standard output.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=options.path, metavar="FILE", help="Write here instead of standard output.")
+    ] = None,
     text_columns: options.TextColumns = None,
     backbone: options.OtherBackbone = None,
     dtype: options.Dtype = "auto",
@@ -99,7 +104,7 @@ def _many(
         )
     from intarsia.serving.bulk import predict_folder
 
-    ended = predict_folder(tasks, Path(data), out, **where)
+    ended = predict_folder(tasks, options.path(data), out, **where)
     went = f", {ended.before} stood there already" if ended.before else ""
     failed = f", {ended.failed} failed (their lines say why)" if ended.failed else ""
     print(f"{ended.answered} answers{failed}{went}", file=sys.stderr)

@@ -18,14 +18,21 @@ def serve(
         str, typer.Option(metavar="B", help="embedded:minilm, embedded:smollm2, a model folder, or a hub name.")
     ],
     tasks: Annotated[
-        Path, typer.Option(metavar="DIR", help="Task folders, each a task by its folder's name; watched for changes.")
+        Path,
+        typer.Option(
+            parser=options.path,
+            metavar="DIR",
+            help="Task folders, each a task by its folder's name; watched for changes.",
+        ),
     ],
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
     keys: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE", help="API keys, one `infer:KEY` or `admin:KEY` a line.  [default: open, no admin]"
+            parser=options.path,
+            metavar="FILE",
+            help="API keys, one `infer:KEY` or `admin:KEY` a line.  [default: open, no admin]",
         ),
     ] = None,
     capacity: Annotated[

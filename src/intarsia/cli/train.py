@@ -27,6 +27,7 @@ def train(
     run_file: Annotated[
         Path | None,
         typer.Argument(
+            parser=options.path,
             metavar="[RUN.yaml]",
             help="Settings in a file, of one run or of several (`runs`); the options below override it.",
         ),
@@ -38,12 +39,16 @@ def train(
         str | None, typer.Option(metavar="D", help="embedded:NAME or hub:NAME; for files see --train.")
     ] = None,
     train_file: Annotated[
-        Path | None, typer.Option("--train", metavar="FILE", help="CSV, TSV, JSONL or Parquet, also gzipped.")
+        Path | None,
+        typer.Option("--train", parser=options.path, metavar="FILE", help="CSV, TSV, JSONL or Parquet, also gzipped."),
     ] = None,
     validation: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: a seeded tenth of the training rows.")
+        Path | None,
+        typer.Option(parser=options.path, metavar="FILE", help="Default: a seeded tenth of the training rows."),
     ] = None,
-    test: Annotated[Path | None, typer.Option(metavar="FILE", help="Scored once, after training.")] = None,
+    test: Annotated[
+        Path | None, typer.Option(parser=options.path, metavar="FILE", help="Scored once, after training.")
+    ] = None,
     text_columns: options.TextColumns = None,
     label_column: options.LabelColumn = None,
     kind: Annotated[
@@ -54,7 +59,9 @@ def train(
         str | None, typer.Option(metavar="T", help='How a row becomes one text: "{title}: {body} It was {mask}."')
     ] = None,
     method: Annotated[str | None, typer.Option(metavar="M", help=f"One of {METHOD_NAMES}.")] = None,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The task folder to write.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(parser=options.path, metavar="DIR", help="The task folder to write.")
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.  [default: 3]")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Steps; replaces --epochs.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.  [default: the method's own]")] = None,

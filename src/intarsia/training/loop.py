@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.errors import ConfigError, DataError, IntarsiaError
+from intarsia.modes import own_modes
 from intarsia.training.checkpoint import FILE, read_checkpoint
 from intarsia.training.curve import draw_run
 from intarsia.training.generating import validation_metric
@@ -80,6 +81,7 @@ def fit(
     return result
 
 
+@own_modes()
 def fit_pack(
     bank: Any,
     entries: Sequence[Entry],

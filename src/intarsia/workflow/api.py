@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.backbone import Backbone
-from intarsia.errors import ConfigError, nearest
+from intarsia.errors import ConfigError
 from intarsia.methods import Method, method_to_dict
 from intarsia.training import Failed, Reporter, open_reporter
 from intarsia.training.progress import PackReporter, open_pack_reporter
 from intarsia.workflow.pack import draw_runs, run_pack
 from intarsia.workflow.sections import FILES, SECTIONS, RunSettings
-from intarsia.workflow.settings import from_tree
+from intarsia.workflow.settings import from_tree, suggested
 from intarsia.workflow.trained import Trained
 from intarsia.workflow.training import run
 
@@ -114,4 +114,4 @@ def _place(tree: dict[str, Any], key: str, value: Any) -> None:
             tree.setdefault(section, {})[key] = value
             return
     known = [*RunSettings.model_fields, *(name for model in SECTIONS.values() for name in model.model_fields)]
-    raise ConfigError(f"unknown setting {key!r}{nearest(key, known) or '; known: ' + ', '.join(known)}")
+    raise ConfigError(f"unknown setting {key!r}{suggested(key, known) or '; known: ' + ', '.join(known)}")

@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from intarsia.backbone import Backbone
 from intarsia.data import DataSpec, Splits, load_data
 from intarsia.errors import ConfigError, IntarsiaError
+from intarsia.modes import own_modes
 from intarsia.training import Failed, FitResult, SilentReporter, draw_run, fit_pack
 from intarsia.training.member import Member, Prune
 from intarsia.training.progress import PackReporter
@@ -18,6 +19,7 @@ SHARED = ("backbone", "dtype", "device", "threads")
 """What the runs of a pack have in common."""
 
 
+@own_modes()
 def run_pack(
     runs: Sequence[RunSettings],
     *,

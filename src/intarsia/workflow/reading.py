@@ -124,7 +124,8 @@ def origin(data: str | DataSpec | None) -> Path | DataSpec:
     if isinstance(data, DataSpec):
         return data
     assert data is not None
-    return DataSpec(data=data) if ":" in data and not Path(data).exists() else Path(data)
+    file = Path(data).expanduser()
+    return DataSpec(data=data) if ":" in data and not file.exists() else file
 
 
 def typed_rows(texts: Sequence[str | tuple[str, ...]], task: Task) -> Rows:

@@ -88,6 +88,19 @@ def parse_yaml(text: str) -> Any:
         raise ConfigError(f"not valid YAML: {one_line(str(error))}") from error
 
 
+def given_path(value: Any) -> Any:
+    """A path as a person wrote it, with `~` for the home folder; ValueError for an empty one, which would be the current folder.
+    What is no path is left to whoever checks types."""
+    if not isinstance(value, str | Path):
+        return value
+    if not str(value).strip():
+        raise ValueError("expected a path, got an empty one")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"there is no home folder for {str(value)!r}; write the path out") from error
+
+
 def one_line(text: str, limit: int = 200) -> str:
     """`text` with every run of white space as one blank, cut at `limit` characters."""
     text = " ".join(text.split())

@@ -11,6 +11,7 @@ from intarsia.bank import TaskBank
 from intarsia.data import DataSpec, load_data, load_rows_for_prediction
 from intarsia.data.spec import SPLITS
 from intarsia.errors import ConfigError, DataError, TaskError, nearest
+from intarsia.modes import own_modes
 from intarsia.rows import Prediction, room
 from intarsia.task import Task
 from intarsia.taskfile import read_description
@@ -63,6 +64,7 @@ def open_task(
     return task, backbone
 
 
+@own_modes()
 def evaluate(
     folder: Folders,
     data: str | DataSpec | None = None,
@@ -102,6 +104,7 @@ def evaluate(
     return Evaluation(task=name, split=split, rows=len(rows), metrics=metrics, members=members)
 
 
+@own_modes()
 def predict(
     folder: Folders,
     texts: Sequence[str | tuple[str, ...]] | None = None,

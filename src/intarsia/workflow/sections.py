@@ -2,17 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, field_validator
 
 from intarsia.data import DataSpec
 from intarsia.errors import ConfigError
 from intarsia.heads import Decoding
 from intarsia.training.settings import TrainSettings
 from intarsia.training.textmetrics import TextMetrics
+from intarsia.workflow.runfile import given_path
 
 FILES = ("train", "validation", "test")
+GivenPath = Annotated[Path, BeforeValidator(given_path)]
 _DECODING, _COMPARING = Decoding(), TextMetrics()
 
 
@@ -20,9 +22,9 @@ class DataSettings(BaseModel, extra="forbid", frozen=True):
     """Where rows come from: `data` (embedded:NAME, hub:NAME) or files, never both."""
 
     data: str | None = None
-    train: Path | None = None
-    validation: Path | None = None
-    test: Path | None = None
+    train: GivenPath | None = None
+    validation: GivenPath | None = None
+    test: GivenPath | None = None
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
     kind: Literal["classification", "multi-label", "regression", "token-classification", "generation"] | None = None
@@ -89,7 +91,7 @@ class RunSettings(BaseModel, extra="forbid", frozen=True):
     head: HeadSettings = HeadSettings()
     train: TrainSettings = TrainSettings()
     generation: GenerationSettings = GenerationSettings()
-    out: Path
+    out: GivenPath
     name: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = "auto"
     device: str = "auto"

@@ -29,7 +29,9 @@ Several runs over one backbone, trained as a pack; each says what it has otherwi
 """
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,35 @@ HINTS = {
     "method": "--method adapter",
     "out": "--out DIR",
 }
+
+ELSEWHERE = {
+    "adam_epsilon": "eps",
+    "do_sample": "sample",
+    "early_stopping_patience": "patience",
+    "eval_steps": "evaluate_every",
+    "gradient_accumulation_steps": "accumulate",
+    "gradient_clip_val": "clip",
+    "lora_alpha": "alpha",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "max_grad_norm": "clip",
+    "max_seq_length": "max_length",
+    "metric_for_best_model": "metric",
+    "model_name_or_path": "backbone",
+    "num_beams": "beams",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "num_virtual_tokens": "length",
+    "optim": "optimizer",
+    "output_dir": "out",
+    "per_device_train_batch_size": "batch_size",
+    "r": "rank",
+    "save_steps": "checkpoint_every",
+    "target_modules": "targets",
+    "train_batch_size": "batch_size",
+    "warmup_ratio": "warmup",
+}
+"""What other trainers call our settings."""
 
 
 def resolve(run_file: Path | None, flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> RunSettings:
@@ -66,11 +97,9 @@ def resolve_pack(run_file: Path, flags: Mapping[str, Any], overrides: Sequence[s
     found = []
     for number, own in enumerate(runs, 1):
         name = str(own.get("name") or f"run-{number}")
-        if "out" not in own and folder is None:
+        if "out" not in own and not folder:
             raise ConfigError(f"out is missing; give --out DIR for the whole pack, or run {name!r} its own `out`")
-        tree = _laid_over(
-            _tree(shared), _tree({"name": name, "out": None if folder is None else Path(folder) / name} | own)
-        )
+        tree = _laid_over(_tree(shared), _tree({"name": name, "out": Path(folder) / name if folder else None} | own))
         try:
             found.append(_apply(tree, flags, overrides))
         except ConfigError as error:
@@ -115,7 +144,7 @@ def resume_settings(run_file: Path | None, flags: Mapping[str, Any], overrides: 
 
 def from_tree(tree: Mapping[str, Any]) -> RunSettings:
     """Validates nested settings. ConfigError, in one line, on the first key that is unknown, missing or wrong."""
-    tree = _tree(tree)
+    tree = {key: _plain(value) for key, value in _tree(tree).items()}
     _refuse_unknown(tree)
     if isinstance(tree.get("method"), Mapping):
         tree["method"] = _method(tree["method"])
@@ -160,6 +189,17 @@ def _tree(content: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(tree.get(key), str):
             tree[key] = {inner: tree[key]}
     return {key: value for key, value in tree.items() if not (value is None and key in SECTIONS)}
+
+
+def _plain(value: Any) -> Any:
+    """The value with numpy's numbers as Python's: they mean the same, and JSON has only the latter."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, Real) and type(value) not in (bool, int, float):
+        return operator.index(value) if isinstance(value, Integral) else float(value)
+    return value
 
 
 def _put(tree: dict[str, Any], key: str, value: Any) -> None:
@@ -216,7 +256,14 @@ def _method(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _unknown(key: str, known: Sequence[str]) -> str:
-    return f"unknown key {one_line(key, 60)!r}{nearest(key, list(known)) or '; known keys: ' + ', '.join(known)}"
+    return f"unknown key {one_line(key, 60)!r}{suggested(key, known) or '; known keys: ' + ', '.join(known)}"
+
+
+def suggested(key: str, known: Sequence[str]) -> str:
+    """As `nearest`, but a name that another trainer has for one of the known keys is answered with that one."""
+    section, dot, name = key.rpartition(".")
+    ours = f"{section}{dot}{ELSEWHERE.get(name)}"
+    return f"; here it is {ours!r}" if ours in known else nearest(key, list(known))
 
 
 def _first(error: ValidationError) -> str:

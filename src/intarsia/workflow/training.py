@@ -15,6 +15,7 @@ from intarsia.data import DataSpec, GenerationSource, Rows, Splits, load_data
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.methods import method_from_dict
+from intarsia.modes import own_modes
 from intarsia.rows import TARGET_LENGTH, room
 from intarsia.task import Task
 from intarsia.training import (
@@ -94,6 +95,7 @@ class Prepared:
         )
 
 
+@own_modes()
 def run(
     settings: RunSettings,
     *,

@@ -28,7 +28,7 @@ from intarsia.methods import METHODS
 from intarsia.training.settings import Count, Positive
 from intarsia.workflow.runfile import one_line, read_run_file
 from intarsia.workflow.sections import FILES, RunSettings
-from intarsia.workflow.settings import from_tree, parse_override
+from intarsia.workflow.settings import from_tree, parse_override, suggested
 
 DEFAULT_METHODS = ("adapter", "lora", "prefix", "ptuning-v2", "prompt", "full")
 OWN = ("methods", "seeds", "budget")
@@ -116,7 +116,7 @@ def from_mapping(tree: Mapping[str, Any]) -> CompareSettings:
     """Validates nested settings. ConfigError, in one line, on the first key that is unknown, missing or wrong."""
     tree, known = _spelt_out(tree), (*OWN, *SHARED)
     if unknown := [str(key) for key in tree if key not in known]:
-        near = nearest(unknown[0], known) or f"; known keys: {', '.join(known)}"
+        near = suggested(unknown[0], known) or f"; known keys: {', '.join(known)}"
         raise ConfigError(f"unknown key {one_line(unknown[0], 60)!r}{near}")
     try:
         own = Own.model_validate({key: tree[key] for key in OWN if tree.get(key) is not None})

@@ -1,0 +1,68 @@
+"""Paths as people write them: `~` is the home folder, and an empty path is a mistake."""
+
+import json
+
+import pytest
+
+from cli.refusal import refused
+from intarsia.errors import ConfigError
+from intarsia.workflow.compare import settings as comparing
+from intarsia.workflow.settings import resolve, resolve_pack
+from workflow.tiny_run import train_arguments
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    """A home folder, and a current folder beside it."""
+    for name in ("home", "here"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "home"
+
+
+def test_every_option_for_a_path_knows_the_home_folder(cli, backbone, files, home, tmp_path):
+    (home / "bert").symlink_to(backbone)
+    (home / "test.csv").write_bytes(files["test"].read_bytes())
+    argv = train_arguments("~/bert", {**files, "validation": "~/test.csv"})
+    assert cli(*argv, "--max-steps", 1, "--out", "~/runs/mood").status == 0
+    assert cli("evaluate", "~/runs/mood", "--data", "~/test.csv").status == 0
+    assert cli("predict", "~/runs/mood", "--text", "a good film", "--out", "~/answers.jsonl").status == 0
+    assert json.loads((home / "answers.jsonl").read_text())["text"] == ["a good film"]
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+EMPTY = {
+    "train": ("train", "--backbone", "BACKBONE", "--train", "TRAIN", "--method", "head", "--out", ""),
+    "train, the rows": ("train", "--backbone", "BACKBONE", "--train", "", "--method", "head", "--out", "x"),
+    "train, by --set": ("train", "--backbone", "BACKBONE", "--train", "TRAIN", "--method", "head", "--set", "out=''"),
+    "compare": ("compare", "--backbone", "BACKBONE", "--train", "TRAIN", "--out", ""),
+    "predict": ("predict", "TASK", "--text", "good", "--out", ""),
+    "evaluate": ("evaluate", ""),
+    "ablate": ("ablate", "TASK", "--out", ""),
+    "serve": ("serve", "--backbone", "BACKBONE", "--tasks", ""),
+}
+
+
+@pytest.mark.parametrize("argv", EMPTY.values(), ids=EMPTY)
+def test_an_empty_path_is_no_folder(cli, backbone, files, trained, home, tmp_path, argv):
+    known = {"BACKBONE": backbone, "TRAIN": files["train"], "TASK": trained}
+    refused(cli, tmp_path, [known.get(part, part) for part in argv], "expected a path, got an empty one")
+
+
+def test_run_files_know_the_home_folder_and_refuse_an_empty_path(home, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("{backbone: b, method: head, data: {train: ~/a.csv}, out: ~/x}")
+    settings = resolve(path, {})
+    assert (settings.data.train, settings.out) == (home / "a.csv", home / "x")
+    path.write_text("{backbone: b, data: {train: ~/a.csv}, out: ~/x}")
+    assert comparing.resolve(path, {}, ["data.test=~/t.csv"]).base.data.test == home / "t.csv"
+    pack = "{{backbone: b, method: head, data: {{train: a.csv}}, out: {out}, runs: [{{name: one}}]}}"
+    path.write_text(pack.format(out="~/x"))
+    assert resolve_pack(path, {})[0].out == home / "x/one"
+    path.write_text(pack.format(out="''"))
+    with pytest.raises(ConfigError, match="out is missing"):
+        resolve_pack(path, {})
+    path.write_text("{backbone: b, method: head, data: {train: ''}, out: x}")
+    with pytest.raises(ConfigError, match=r"data\.train: expected a path, got an empty one"):
+        resolve(path, {})
