@@ -203,8 +203,19 @@ def test_sigterm_under_load_finishes_what_has_begun(backbone, place, tmp_path):
     assert set(rows) <= {200, 503}
 
 
+@contextlib.contextmanager
+def terminals(how):
+    """What is started meanwhile has this for SIGHUP, whatever these tests were started with: under nohup they ignore it."""
+    before = signal.signal(signal.SIGHUP, how)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
 def test_a_closed_terminal_ends_it_as_sigterm_does(backbone, place, tmp_path):
-    server = Server(backbone, place / "tasks", tmp_path / "log")
+    with terminals(signal.SIG_DFL):
+        server = Server(backbone, place / "tasks", tmp_path / "log")
     body = {"model": str(backbone), "prompt": "the film", "max_tokens": LONG, "stream": True}
     with server.client() as client, client.stream("POST", "/v1/completions", json=body) as answer:
         lines = answer.iter_lines()
@@ -217,11 +228,8 @@ def test_a_closed_terminal_ends_it_as_sigterm_does(backbone, place, tmp_path):
 
 
 def test_under_nohup_a_closed_terminal_ends_nothing(backbone, place, tmp_path):
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
+    with terminals(signal.SIG_IGN):
         server = Server(backbone, place / "tasks", tmp_path / "log")
-    finally:
-        signal.signal(signal.SIGHUP, before)
     server.process.send_signal(signal.SIGHUP)
     with server.client() as client:
         works(client)
