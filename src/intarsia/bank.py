@@ -170,11 +170,11 @@ class TaskBank(Residents):
             own.pop()
         own.sort(key=lambda name: self.tasks[name].prompt is None)
         prompts = bool(own) and self.tasks[own[0]].prompt is not None
-        longest, self.graphs.typed = min(LONGEST, self.backbone.max_length), self.graphs.typed or types
+        longest = min(LONGEST, self.backbone.max_length)
+        self.graphs.typed |= types
         for made in usual_batches(tokens, rows, longest, slots, prompts=prompts, types=types):
-            if any(name not in self.tasks for name in own):
-                return
-            if not self.graphs.make(made, self.fetched(own) or [None], slots):
+            there = all(name in self.tasks for name in own)
+            if not there or not self.graphs.make(made, self.fetched(own) or [None], slots):
                 return
             yield
 

@@ -31,8 +31,9 @@ def check_padding(backbone: Backbone) -> None:
         mask = torch.cat([torch.full_like(part, part is row) for part in parts], dim=1)
         states = backbone.features({"input_ids": torch.cat(parts, dim=1), "attention_mask": mask})
         own = states[:, : row.shape[1]] if side == "right" else states[:, -row.shape[1] :]
-        # In float64 transformers' masks for BLOOM and MPT make a row of padding alone NaN: nobody takes that for an answer.
-        if own.isfinite().all() and not (own - alone).abs().max() <= limit * alone.abs().max():
+        if backbone.dtype == torch.float64 and own.isnan().any():
+            continue  # transformers' own masks for BLOOM and MPT; in the dtypes that people use there is none
+        if not (own - alone).abs().max() <= limit * alone.abs().max():
             raise UnsupportedError(
                 f"model type {backbone.config.model_type!r} reads the padding on the {side} of a row in spite of its mask, so "
                 "answers would depend on the rows beside it; take another backbone"
