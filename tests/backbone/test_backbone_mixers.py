@@ -113,6 +113,14 @@ def test_only_attention_takes_a_prefix_and_every_layer_an_adapter(family):
     assert not backbone.attends_only
 
 
+def test_a_residual_stream_wider_than_the_weights_is_inspected_and_trained():
+    backbone = Backbone.wrap(model_of(*MODELS["mamba"]).to(torch.bfloat16))
+    task = stir(Task.new("t", backbone, METHODS["adapter"], Head(labels=("no", "yes"), dropout=0.0)))
+    bank = TaskBank(backbone, [task])
+    bank(padded([[3, 4, 5], [6, 7]], left=False), tasks="t").sum().backward()
+    assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in task.parameters())
+
+
 def test_states_other_than_keys_and_values_are_neither_packed_nor_batched_continuously():
     # Rows side by side in one long row would see each other in them.
     backbone = Backbone.wrap(model_of(*MODELS["jamba"]))

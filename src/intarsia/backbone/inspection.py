@@ -145,7 +145,10 @@ def _check_sums(model: PreTrainedModel, base: nn.Module, watched: Sequence[Watch
         handles += [one.layer.get_submodule(end).register_forward_hook(silent) for end in ends]
 
         def compare(_module: nn.Module, args: tuple, kwargs: dict, output: Any, index=index, ends=ends) -> None:
-            if not torch.allclose(first_argument(args, kwargs), first_output(output)):
+            was, new = first_argument(args, kwargs), first_output(output)
+            if not torch.allclose(
+                was.to(new.dtype), new
+            ):  # Mamba's stream is fp32 behind the first layer, whatever its weights
                 moved.append((index, ends))
 
         handles.append(one.layer.register_forward_hook(compare, with_kwargs=True))
