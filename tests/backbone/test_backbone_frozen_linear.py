@@ -15,6 +15,7 @@ from intarsia.backbone import frozen_linear
 from intarsia.methods import METHODS
 from intarsia.training import TrainSettings
 from intarsia.training.packed import arranged
+from methods.every import stir
 
 OPTIONS = {"prompt": {"init": "uniform"}}
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
@@ -66,18 +67,38 @@ def test_losses_and_gradients_are_the_plain_trunks(load, reordered, method):
         torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_it_is_used_with_gradients_and_not_without(reordered, monkeypatch):
-    calls = []
-    real = frozen_linear.frozen_linear
+def test_what_is_not_trained_through_has_one_copy_of_the_weights(load, reordered, monkeypatch):
+    plain, calls, real = load(False), [], frozen_linear.frozen_linear
     monkeypatch.setattr(frozen_linear, "frozen_linear", lambda *a, **more: calls.append(1) or real(*a, **more))
-    ids = torch.tensor([[5, 6, 7]])
-    with torch.no_grad():
-        without = reordered.features({"input_ids": ids})
-    assert not calls
-    torch.testing.assert_close(reordered.features({"input_ids": ids}), without)
-    assert (
-        len(calls) == len(reordered.reordered) == 4 * 2 + 1
-    )  # four of each layer (q, k and v are one), and the pooler's
+    batch = {"input_ids": torch.tensor([[5, 6, 7]])}
+    with torch.inference_mode():
+        without = reordered.features(batch)
+        torch.testing.assert_close(without, plain.features(batch))
+    # Four of each layer (q, k and v are one), and the pooler's.
+    assert len(calls) == len(reordered.reordered) == 4 * 2 + 1
+    assert all(layers._whole.backward is None for layers in reordered.reordered)
+    loss, grads = step(reordered, "lora")
+    same, wanted = step(plain, "lora")
+    torch.testing.assert_close(loss, same)
+    assert all(torch.allclose(grad, wanted[name], rtol=1e-4, atol=1e-5) for name, grad in grads.items())
+    assert any(layers._whole.backward is not None for layers in reordered.reordered)
+    with torch.inference_mode():
+        assert torch.equal(reordered.features(batch), without)
+
+
+@torch.inference_mode()
+def test_rows_of_all_methods_mixed_are_as_over_a_plain_trunk(load, reordered):
+    plain, batch = load(False), {"input_ids": torch.tensor([[5, 6, 7, 8]] * 5)}
+    names = ["adapter", "lora", "prefix", "prompt", None]
+    found = []
+    for backbone in (plain, reordered):
+        tasks = [
+            stir(Task.new(name, backbone, METHODS[name](**OPTIONS.get(name, {})), seed=0), 0.1).eval()
+            for name in names[:-1]
+        ]
+        found.append(TaskBank(backbone, [task.requires_grad_(False) for task in tasks])(batch, tasks=names))
+    for own, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_a_weight_that_changes_in_place_or_makes_way_is_seen(reordered):

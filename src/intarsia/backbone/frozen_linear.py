@@ -1,5 +1,5 @@
 """What takes the place of nn.Linear's forward in a frozen trunk: the layers that read the same states in one product (`joined`, for
-packed rows), and on a CPU with AMX all of them in oneDNN's own layout, while the trunk is trained through (`reorder`)."""
+packed rows), and on a CPU with AMX all of them in oneDNN's own layout (`reorder`)."""
 
 from __future__ import annotations
 
@@ -57,9 +57,7 @@ class FrozenLinear:
         weight, bias = self.modules[index].weight, self.modules[index].bias
         other = weight is not self._weights[index] or bias is not self._biases[index] or x.dtype != weight.dtype
         trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-        # Without gradients shapes seldom come back, and the first product of each shape is slower in oneDNN's layout.
-        slower = self.reorders and not torch.is_grad_enabled()
-        if other or trained or slower or (weight.dtype, weight.device) != self._kind or torch.compiler.is_compiling():
+        if other or trained or (weight.dtype, weight.device) != self._kind or torch.compiler.is_compiling():
             self._taken(index)  # whatever waits for this call is not wanted
             return F.linear(x, weight, bias)
         if x is not self._input or index not in self._waiting:
@@ -75,24 +73,31 @@ class FrozenLinear:
         return found
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not self._made_of or any(
-            tensor.data_ptr() != numbers.data_ptr() or (self.reorders and tensor._version != version)
-            for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
+        # A server never trains, and has one copy of the weights in that layout, not two.
+        through = torch.is_grad_enabled() and x.requires_grad
+        lacks = through and isinstance(self._whole, Reordered) and self._whole.backward is None
+        if (
+            lacks
+            or not self._made_of
+            or any(
+                tensor.data_ptr() != numbers.data_ptr() or (self.reorders and tensor._version != version)
+                for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
+            )
         ):
-            self._read()
+            self._read(through=through)
         assert self._whole is not None
         return frozen_linear(x, self._whole, self._bias, self._sizes)
 
     def _tensors(self) -> list[Tensor]:
         return [*self._weights, *(bias for bias in self._biases if bias is not None)]
 
-    def _read(self) -> None:
+    def _read(self, *, through: bool) -> None:
         # A server's first pass is in inference mode, and what is made in it could never be trained through.
         with torch.inference_mode(False), torch.no_grad():
             whole = _one(self._weights)
             biases = [bias for bias in self._biases if bias is not None]
             self._bias = _one(biases) if biases else None
-            self._whole = reordered(whole) if self.reorders else whole
+            self._whole = reordered(whole, through=through) if self.reorders else whole
             if not self.reorders:  # a change in place is then one of the whole, which graphs may read where it lies
                 for tensor, rows in zip(self._weights, whole.split(self._sizes), strict=True):
                     tensor.data = rows

@@ -24,19 +24,20 @@ ROWS = 1024
 
 
 class Reordered(NamedTuple):
-    """A frozen matrix, twice."""
+    """A frozen matrix, twice where it is trained through."""
 
     forward: Tensor
     """The (M, N) weight, in a layout of oneDNN's."""
-    backward: Tensor
+    backward: Tensor | None
     """Its transpose, likewise."""
 
 
-def reordered(weight: Tensor) -> Reordered:
-    """weight: (M, N), float32 or bfloat16 on a CPU that multiplies it."""
+def reordered(weight: Tensor, *, through: bool = True) -> Reordered:
+    """weight: (M, N), float32 or bfloat16 on a CPU that multiplies it. through: with what a gradient of the input needs."""
     reorder = torch.ops.mkldnn._reorder_linear_weight
     with torch.no_grad():
-        return Reordered(reorder(weight.detach(), ROWS), reorder(weight.detach().mT.contiguous(), ROWS))
+        transpose = reorder(weight.detach().mT.contiguous(), ROWS) if through else None
+        return Reordered(reorder(weight.detach(), ROWS), transpose)
 
 
 def frozen_linear(
@@ -78,8 +79,10 @@ class _Linear(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
         grad, weight = side_by_side(grads), ctx.weight
-        found = _fast(grad, weight.backward, None) if isinstance(weight, Reordered) else grad @ weight
-        return found, None, None, None
+        if isinstance(weight, Reordered):
+            assert weight.backward is not None
+            return _fast(grad, weight.backward, None), None, None, None
+        return grad @ weight, None, None, None
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:
