@@ -23,7 +23,6 @@ from intarsia.serving.logs import note_bug
 from intarsia.serving.reader import check_kind, read
 from intarsia.serving.requests import (
     BadRequest,
-    Busy,
     DeadlineExceeded,
     Deliver,
     Event,
@@ -36,9 +35,9 @@ from intarsia.serving.requests import (
     Unavailable,
     UnknownTask,
 )
-from intarsia.serving.scheduler import Scheduler
 from intarsia.serving.served import ServedTasks
 from intarsia.serving.versions import Version
+from intarsia.serving.waiting import Queue, Waiting
 
 SWEEP_SECONDS = 0.02
 """How exact deadlines of waiting rows are."""
@@ -54,9 +53,7 @@ class Engine(ServedTasks):
         self.counts = Counts()
         self._answering = Answering(self._bank, self.limits, self._finish)
         self._ahead = Ahead(self._bank, self.limits, self._answering.decoder)
-        self._rows = Scheduler(tokens=self.limits.batch_tokens, rows=self.limits.batch_rows)
-        self._prompts = Scheduler(tokens=self.limits.decode_tokens, rows=self.limits.decode_rows)
-        self._reading = 0
+        self._waiting = Waiting(self.limits)
         self._jobs: set[Job] = set()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="intarsia-reader")
         self._thread = threading.Thread(target=self._run, name="intarsia-engine", daemon=True)
@@ -115,10 +112,7 @@ class Engine(ServedTasks):
                 raise BadRequest(
                     f"max_tokens is {request.sampling.max_tokens}, at most {limits.new_tokens} are written"
                 )
-            waiting = len(self._rows) + len(self._prompts) + self._reading
-            if waiting >= limits.queue:
-                raise Busy(f"{waiting} requests wait already; try again later", retry_after=1.0)
-            self._reading += 1
+            self._queue(job).enter(job.task, now)
             self._jobs.add(job)
             if version is not None:
                 version.users += 1
@@ -142,21 +136,24 @@ class Engine(ServedTasks):
         try:
             item = job.scheduled(read(job, self._tokens))
         except RequestError as error:
-            with self._lock:
-                self._reading -= 1
-            self._finish(job, Failed(error))
+            self._unread(job, error)
             return
         except Exception as error:  # noqa: BLE001 - a tokenizer may raise whatever it likes
             note_bug("reading a request failed", error)
-            with self._lock:
-                self._reading -= 1
-            self._finish(job, Failed(BadRequest(f"the tokenizer cannot read this text: {type(error).__name__}")))
+            self._unread(job, BadRequest(f"the tokenizer cannot read this text: {type(error).__name__}"))
             return
         with self._lock:
-            self._reading -= 1
             self.counts.tokens_in += item.tokens
-            (self._prompts if isinstance(job.request, Generate) else self._rows).put(item)
+            self._queue(job).put(item)
             self._lock.notify_all()
+
+    def _unread(self, job: Job, error: RequestError) -> None:
+        with self._lock:
+            self._queue(job).leave(job.task)
+        self._finish(job, Failed(error))
+
+    def _queue(self, job: Job) -> Queue:
+        return self._waiting.texts if isinstance(job.request, Generate) else self._waiting.rows
 
     def _cancel(self, job: Job) -> None:
         with self._lock:
@@ -191,7 +188,7 @@ class Engine(ServedTasks):
         with self._lock:
             resident = sum(self._here(version) for version in self._current.values())
             return {
-                "queue": len(self._rows) + len(self._prompts) + self._reading,
+                "queue": len(self._waiting),
                 "running": self._answering.running,
                 "resident": resident,
                 "paged": len(self._current) - resident,
@@ -258,7 +255,7 @@ class Engine(ServedTasks):
             return
         self._swept = now
         with self._lock:
-            late = payloads(self._rows.sweep(now) + self._prompts.sweep(now))
+            late = payloads(self._waiting.sweep(now))
             gone = [job for job in self._jobs if job.cancelled and job.writing is None and job.item is not None]
         for job in gone:
             self._finish(job, None)
@@ -268,26 +265,29 @@ class Engine(ServedTasks):
 
     def _batch(self) -> list[Job]:
         """The next rows to classify, when it is time."""
+        rows = self._waiting.rows.scheduler
         with self._lock:
-            since = self._rows.oldest()
+            since = rows.oldest()
             if since is None:
                 return []
-            full = self._rows.waiting_tokens >= self.limits.batch_tokens
+            full = rows.waiting_tokens >= self.limits.batch_tokens
             waited = time.monotonic() - since >= self.limits.wait_ms / 1000
             # Texts that are being written keep the engine busy anyway: rows then need not wait for company.
             if not (full or waited or self._answering.running):
                 return []
-            return [job for job in payloads(self._rows.take()) if not job.cancelled]
+            return [job for job in payloads(rows.take()) if not job.cancelled]
 
     def _joining(self) -> list[Job]:
         """Prompts for which there is room."""
         with self._lock:
             most = self._answering.room
-            return [job for job in payloads(self._prompts.take(most)) if not job.cancelled] if most else []
+            return (
+                [job for job in payloads(self._waiting.texts.scheduler.take(most)) if not job.cancelled] if most else []
+            )
 
     def _patience(self) -> float:
         """Seconds until something has to be done without being told."""
-        since = self._rows.oldest()
+        since = self._waiting.rows.scheduler.oldest()
         if since is not None:
             return max(0.0, since + self.limits.wait_ms / 1000 - time.monotonic())
         return SWEEP_SECONDS if self._jobs else 1.0

@@ -48,6 +48,11 @@ class Job:
         )
 
     @property
+    def task(self) -> str:
+        """Whose turn it waits for."""
+        return "" if self.version is None else self.version.name
+
+    @property
     def key(self) -> str | None:
         """The task's name in the bank."""
         return None if self.version is None else self.version.key
@@ -65,8 +70,7 @@ class Job:
     def scheduled(self, row: Row) -> Item:
         """Its place in a queue."""
         self.row = row
-        task = "" if self.version is None else self.version.name
-        self.item = Item(task, len(row.ids), time.monotonic(), self.deadline, self)
+        self.item = Item(self.task, len(row.ids), time.monotonic(), self.deadline, self)
         return self.item
 
 

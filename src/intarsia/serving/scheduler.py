@@ -48,6 +48,10 @@ class Scheduler:
         """Of all waiting rows."""
         return self._total
 
+    def has(self, task: str) -> bool:
+        """Whether rows of it wait."""
+        return task in self._tasks
+
     def put(self, item: Item) -> None:
         """At the end of its task's queue."""
         self._tasks.setdefault(item.task, deque()).append(item)
