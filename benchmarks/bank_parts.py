@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from intarsia.backbone import Backbone
-from intarsia.backbone.attention_products import wants_products
 from intarsia.bank import TaskBank
 from intarsia.heads import Head
 from intarsia.methods import BottleneckAdapter, LoRA, PrefixTuning, PromptTuning
@@ -44,8 +43,7 @@ def encoder(shape: str, device: str, dtype: torch.dtype) -> Backbone:
     config = transformers.BertConfig(vocab_size=30522, **SHAPES[shape])
     torch.manual_seed(0)
     backbone = Backbone.wrap(transformers.BertModel(config).to(device, dtype))
-    if wants_products(dtype, backbone.device):  # as Backbone.load
-        backbone.attention.enter()
+    backbone.suit_processor(dtype)
     return backbone
 
 

@@ -70,7 +70,7 @@ class Backbone(Facts):
         if family.inspected:
             check_padding(self)
         self.reordered: list[FrozenLinear] = []
-        """Linear layers whose training takes its products from oneDNN's own layout: faster, but a new shape costs a step's time."""
+        """Linear layers that multiply in oneDNN's own layout: faster, but in training a new shape costs a step's time."""
 
     @classmethod
     @own_modes()
@@ -96,10 +96,7 @@ class Backbone(Facts):
         if dtype in QUANTISED:
             quantise(model, dtype)
         backbone = cls(_freeze(model), tokenizer, name, row, print_)
-        if wants_products(kind, where) and model.config._attn_implementation == "sdpa":
-            backbone.attention.enter()
-        if wants_reordered(kind, where):
-            backbone.reordered = reorder(backbone.base, backbone.sites)
+        backbone.suit_processor(kind)
         return backbone
 
     @classmethod
@@ -113,6 +110,14 @@ class Backbone(Facts):
         row = family if family is not None else _family(model)
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         return cls(model, tokenizer, name, row, fingerprint(trunk(model)))
+
+    def suit_processor(self, dtype: torch.dtype) -> None:
+        """Takes what is faster for a model of this dtype where it is: attention's products written out, frozen weights in oneDNN's
+        layout. `load` has done it."""
+        if wants_products(dtype, self.device) and self.model.config._attn_implementation == "sdpa":
+            self.attention.enter()
+        if wants_reordered(dtype, self.device):
+            self.reordered = reorder(self.base, self.sites)
 
     @cached_property
     def plain(self) -> Plain:
