@@ -4,7 +4,7 @@ import sys
 
 import intarsia
 
-out, *rest = sys.argv[1:]
+out, *rest = sys.argv[1:] or sys.exit(__doc__)
 data = {"train": rest[0], "validation": rest[1]} if rest else "hub:glue/mrpc"
 backbone = rest[2] if len(rest) > 2 else "bert-base-uncased"
 result = intarsia.train(backbone=backbone, data=data, method="adapter", max_length=128, out=out)

@@ -108,7 +108,12 @@ BAD = {
     "no such folder": (lambda tmp: Backbone.load(str(tmp / "nowhere")), BackboneError, "there is no such folder"),
     "empty folder": (lambda tmp: Backbone.load(str(tmp)), BackboneError, "config.json"),
     "unknown embedded": (lambda _: Backbone.load("embedded:minilmm"), BackboneError, "did you mean 'minilm'?"),
-    "not in the cache": (lambda _: Backbone.load("no-such-owner/no-such-model"), BackboneError, "cannot load backbone"),
+    "not in the cache": (
+        lambda _: Backbone.load("no-such-owner/no-such-model"),
+        BackboneError,
+        "there is no such folder; as a name on the hub: We couldn't connect to 'https://huggingface.co' to load the files, and "
+        "couldn't find them in the cached files. Give a folder",
+    ),
     "unknown dtype": (lambda tmp: Backbone.load(saved(tmp), dtype="floot32"), ConfigError, "did you mean 'float32'?"),
     "unknown device": (lambda tmp: Backbone.load(saved(tmp), device="gpu"), ConfigError, "unknown device 'gpu'"),
     "no tokenizer": (lambda _: wrap("bert").tokenizer, BackboneError, "has no tokenizer"),

@@ -227,3 +227,26 @@ def test_a_stopped_pack_says_a_command_that_goes_on_with_it(cli, backbone, files
     assert done.status == 0, done.err
     assert "a: resumed from the checkpoint of step" in done.err
     assert "test_accuracy" in (tmp_path / "out/a/task.json").read_text()
+
+
+@pytest.mark.parametrize("order", [("kind", "text"), ("text", "kind")])
+def test_a_packs_table_has_runs_with_different_numbers_of_scores(cli, decoder, files, tmp_path, order):
+    """A run that writes has the loss alone on validation, one with classes has several scores."""
+    runs = {
+        "kind": {"name": "kind", "method": "head"},
+        "text": {"name": "text", "method": {"name": "prompt", "length": 2}, "data": {"kind": "generation"}},
+    }
+    shared = {
+        "backbone": str(decoder),
+        "out": str(tmp_path / "out"),
+        "data": {"train": str(files["train"]), "label_column": "label"},
+        "train": {"max_steps": 1},
+    }
+    run_file = tmp_path / "runs.yaml"
+    run_file.write_text(json.dumps({**shared, "runs": [runs[name] for name in order]}))
+    done = cli("train", run_file)
+    assert done.status == 0, done.err
+    header, *lines = done.out.splitlines()
+    assert header.split() == ["run", "score", "parameters", "size", "task"]
+    assert tuple(line.split()[0] for line in lines) == order
+    assert all(line[header.index("task") :] == str(tmp_path / "out" / line.split()[0]) for line in lines)

@@ -26,8 +26,3 @@ def test_the_python_example_runs_and_learns(tmp_path, monkeypatch, capsys):
     assert found["trained"].metrics["validation"]["accuracy"] > 0.7
     assert (tmp_path / "runs/movies/task.safetensors").stat().st_size < 1.5e6
     assert "bytes" in capsys.readouterr().out
-
-
-def test_every_local_link_leads_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []

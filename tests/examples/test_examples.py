@@ -1,6 +1,7 @@
 """The examples run as a reader would run them: as programs, on a few rows, without a network."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -61,6 +62,8 @@ def test_the_classic_script_trains_saves_and_predicts_in_a_fresh_process(tmp_pat
     assert re.search(r"validation accuracy: [01]\.\d{4}\n", printed)
     assert {file.name for file in out.iterdir()} == {"task.safetensors", "task.json"}
     assert sum(file.stat().st_size for file in out.iterdir()) < 1.5e6
+    # So that the command line and the server read a row as the pair that it is.
+    assert json.loads((out / "task.json").read_text("utf-8"))["data"]["text_columns"] == ["sentence1", "sentence2"]
 
     assert re.fullmatch(r"(not_equivalent|equivalent) \([01]\.\d{3}\)\n", predicted(tmp_path, out))
 

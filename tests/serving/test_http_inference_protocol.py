@@ -101,6 +101,11 @@ def test_a_tensor_that_is_not_the_tasks_is_422(client, case):
     refusal(client.post(f"/v2/models/{task}/infer", json={"inputs": [tensor]}), 422, fragment)
 
 
+def test_more_rows_than_a_request_may_have_are_413(client, engine):
+    refusal(infer(client, "mood", ["a"] * 513), 413, "513 rows are more than 512 answers")
+    assert engine.asked == []
+
+
 def test_the_binary_extension_is_refused_in_one_line(client):
     body = {"inputs": [{"name": "text", "datatype": "BYTES", "shape": [1], "data": ["a"]}]}
     headers = {"Inference-Header-Content-Length": "10"}

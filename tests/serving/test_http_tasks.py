@@ -120,8 +120,9 @@ def test_scores_that_json_cannot_say_are_null(client, engine):
     assert answer == {"task": "mood", "label": "yes", "prediction": None, "scores": {"no": None, "yes": None}}
 
 
-def test_a_request_for_too_many_answers_is_413(client, engine):
-    refusal(classify(client, task=["mood"] * 30, texts=["a"] * 30), 413, "fewer")
+@pytest.mark.parametrize(("tasks", "texts"), [(30, 30), (1, 513), (513, 1)])
+def test_a_request_for_too_many_answers_is_413(client, engine, tasks, texts):
+    refusal(classify(client, task=["mood"] * tasks, texts=["a"] * texts), 413, "fewer")
     assert engine.asked == []
 
 

@@ -56,9 +56,28 @@ def test_the_backbone_is_that_of_the_tasks_that_are_asked(there):
     save(other, there / "tasks", "a-first-one", 0)
     data = write(there / "rows.csv", [{"task": "mood", "text": t} for t in TEXTS])
     assert predict_folder(there / "tasks", data, there / "out.jsonl", dtype="float32").answered == 5
-    write(data, [{"text": t} for t in TEXTS])
-    with pytest.raises(TaskError, match="was trained on backbone"):
-        predict_folder(there / "tasks", data, None, dtype="float32")
+
+
+def test_of_a_folder_with_several_backbones_those_of_the_one_that_is_named_are_asked(there, cli):
+    """As the server takes them; README trains over three backbones into one folder, and then asks it."""
+    other = Backbone.load(str(make_decoder(there / "decoder")), dtype="float32")
+    save(other, there / "tasks", "a-first-one", 0)
+    data, out = write(there / "rows.csv", [{"text": t} for t in TEXTS]), there / "out.jsonl"
+    given = ("predict", "--tasks", there / "tasks", "--data", data, "--dtype", "float32", "--out", out)
+    done = cli(*given)
+    assert done.status == 2
+    assert "a-first-one on " in done.err
+    assert "mood, spam, topic on " in done.err
+    assert done.err.endswith("; give --backbone B to ask those of one\n")
+    assert not out.exists()
+    done = cli(*given, "--backbone", there / "backbone")
+    assert done.status == 0, done.err
+    assert "left out, since they are of another backbone: a-first-one" in done.err
+    assert [line["task"] for line in lines(out)] == ["mood", "spam", "topic"] * len(TEXTS)
+
+    write(data, [{"text": "good film", "task": name} for name in ("mood", "a-first-one")])
+    with pytest.raises(ConfigError, match="give a file of rows for each backbone"):
+        predict_folder(there / "tasks", data, None, backbone=str(there / "backbone"), dtype="float32")
 
 
 def test_without_a_task_column_every_task_answers_every_row(there, capsys):

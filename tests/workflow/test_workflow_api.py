@@ -1,5 +1,6 @@
 """The same from Python: intarsia.train, evaluate, predict."""
 
+import json
 import random
 
 import numpy as np
@@ -93,6 +94,40 @@ def test_sections_may_be_given_whole(backbone, files, tmp_path):
         report=SilentReporter(),
     )
     assert done.metrics["test"].keys() == done.metrics["validation"].keys()
+
+
+def test_a_packs_run_says_what_it_has_otherwise_key_by_key_as_in_a_run_file(backbone, files, tmp_path):
+    """A run's own `train` or `data` does not lose what all have there; another method replaces the shared one."""
+    from intarsia.workflow.settings import resolve_pack
+
+    shared = {
+        "data": {"train": str(files["train"]), "label_column": "label"},
+        "train": {"max_steps": 1, "batch_size": 4},
+        "method": {"name": "adapter", "width": 3},
+    }
+    runs = [
+        {"train": {"seed": 1}, "method": {"non_linearity": "relu"}},
+        {"batch_size": 8, "method": "head", "data": {"validation": str(files["validation"])}},
+    ]
+    packed = intarsia.train_pack(
+        [{**run, "out": tmp_path / str(number)} for number, run in enumerate(runs)], backbone=str(backbone), **shared
+    )
+    assert [one.task.method for one in packed] == [
+        intarsia.BottleneckAdapter(width=3, non_linearity="relu"),
+        intarsia.HeadOnly(),
+    ]
+    of = [json.loads((one.folder / "run.json").read_text("utf-8"))["run"] for one in packed]
+    assert [(run["train"]["max_steps"], run["train"]["batch_size"], run["train"]["seed"]) for run in of] == [
+        (1, 4, 1),
+        (1, 8, 0),
+    ]
+    assert [run["data"]["label_column"] for run in of] == ["label", "label"]
+
+    del runs[1]["batch_size"]  # in a run file each key stands in its section
+    runs[1]["train"] = {"batch_size": 8}
+    file = tmp_path / "pack.yaml"
+    file.write_text(json.dumps({**shared, "backbone": str(backbone), "out": str(tmp_path), "runs": runs}))
+    assert [one.train.model_dump(mode="json") for one in resolve_pack(file, {})] == [run["train"] for run in of]
 
 
 def test_scoring_the_test_split_needs_one(backbone, files, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,9 +124,13 @@ def from_pretrained(folder: str, name: str, *, language_model: bool = False) -> 
         with torch.random.fork_rng(devices=[]):  # what the checkpoint lacks is drawn at random
             model, report = auto.from_pretrained(folder, output_loading_info=True)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        line = " ".join(str(error).split())[:200]
+        line = " ".join(str(error).split())
+        if len(line) > 200:  # whole sentences, where there is one
+            line = line[:200].rpartition(". ")[0] or f"{line[:200]}..."
+        line = line.removesuffix(".")
         if os.sep in name and not Path(name).exists():
-            line = "there is no such folder"
+            may_be_hub = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)
+            line = "there is no such folder" + (f"; as a name on the hub: {line}" if may_be_hub else "")
         raise BackboneError(
             f"cannot load backbone {name!r}: {line}. Give a folder with config.json and weights, a hub name that is in the "
             "local cache or reachable, or embedded:minilm / embedded:smollm2."

@@ -141,11 +141,10 @@ def _train_pack(
     for settings, result in zip(runs, results, strict=True):
         if not isinstance(result, Failed):
             scores = [f"{name} {number(v)}" for split in result.metrics.values() for name, v in split.items()]
-            rows.append(
-                [name_of(settings), *scores[:2], number(result.parameters), size(result.size), str(result.folder)]
-            )
+            shown = [*scores, "", ""][:2]  # a run of text has its loss alone
+            rows.append([name_of(settings), *shown, number(result.parameters), size(result.size), str(result.folder)])
     if rows:
-        print_table(["run", *(["score", ""][: len(rows[0]) - 4]), "parameters", "size", "task"], rows)
+        print_table(["run", "score", "", "parameters", "size", "task"], rows)
     if failed:
         raise TrainingError("; ".join(f"run {one.name!r} failed: {one.message}" for one in failed))
 

@@ -52,6 +52,8 @@ class Counted:
     failed: int
     before: int
     """Lines that an earlier run had written."""
+    left_out: tuple[str, ...] = ()
+    """Tasks of the folder that no row names and that are of another backbone than the one that was asked for."""
 
 
 def predict_folder(
@@ -60,20 +62,26 @@ def predict_folder(
     """Answers every row of `data` with the task named in its column `task`, or with all tasks of the folder where there is no
     such column. out: a .jsonl file that grows, and is gone on with where it exists; None: standard output.
 
-    backbone: None: the one that the tasks name. DataError, TaskError and ConfigError for what cannot be answered at all; a row
-    that fails has its error in its line.
+    backbone: None: the one that the tasks name. Where the rows name no tasks, those of another backbone are left out.
+    DataError, TaskError and ConfigError for what cannot be answered at all; a row that fails has its error in its line.
     """
     folders = _folders(tasks)
     table = read_table(data)
-    wanted = sorted(folders) if COLUMN not in table.columns else sorted(_named(table, folders))
-    asked = [read_description(folders[one]) for one in wanted]  # others may be of another backbone
-    words = any(description["head"].get("verbaliser") for description in asked)
-    engine = Engine(
-        Backbone.load(
-            backbone or str(asked[0]["backbone"].get("name")), dtype=dtype, device=device, language_model=words
-        ),
-        limits=Limits(seconds=HOURS, wait_ms=0.5),
-    )
+    named = COLUMN in table.columns
+    wanted = sorted(_named(table, folders)) if named else sorted(folders)
+    asked = {one: read_description(folders[one]) for one in wanted}  # others may be of another backbone
+    prints = {one: description["backbone"].get("fingerprint") for one, description in asked.items()}
+    if len(set(prints.values())) > 1 and (named or backbone is None):
+        raise ConfigError(_several(asked, named))
+    name = backbone or str(asked[wanted[0]]["backbone"].get("name"))
+    likely = [one for one in asked.values() if one["backbone"].get("name") == name] or asked.values()
+    words = any(description["head"].get("verbaliser") for description in likely)
+    loaded = Backbone.load(name, dtype=dtype, device=device, language_model=words)
+    left_out: tuple[str, ...] = ()
+    if loaded.fingerprint in prints.values():  # else the first task says what it was trained on
+        left_out = tuple(one for one in wanted if prints[one] != loaded.fingerprint)
+        wanted = [one for one in wanted if one not in left_out]
+    engine = Engine(loaded, limits=Limits(seconds=HOURS, wait_ms=0.5))
     engine.start()
     try:
         cards = {one: engine.put(one, folders[one]) for one in wanted}
@@ -87,7 +95,7 @@ def predict_folder(
                 file.flush()
                 failed += "error" in line
                 tick()
-        return Counted(len(rows) - done - failed, failed, done)
+        return Counted(len(rows) - done - failed, failed, done, left_out)
     finally:
         engine.drain(0)
 
@@ -99,6 +107,17 @@ def _folders(tasks: Path) -> dict[str, Path]:
     if not found:
         raise TaskError(f"{tasks} holds no task folder; expected folders written by `intarsia train`")
     return found
+
+
+def _several(asked: dict[str, dict[str, Any]], named: bool) -> str:
+    """What to do with tasks of several backbones, of which a run has one."""
+    tasks: dict[str, list[str]] = {}
+    for one, description in asked.items():
+        info = description["backbone"]
+        tasks.setdefault(f"{info.get('name')} (fingerprint {info.get('fingerprint')})", []).append(one)
+    found = "; ".join(f"{', '.join(of[:4])}{', ...' * (len(of) > 4)} on {backbone}" for backbone, of in tasks.items())
+    advice = "give a file of rows for each backbone" if named else "give --backbone B to ask those of one"
+    return f"these tasks are of several backbones, and one is asked at a time: {found}; {advice}"
 
 
 def _named(table: Table, folders: dict[str, Path]) -> set[str]:

@@ -11,7 +11,7 @@ from intarsia.training import Failed, Reporter, open_reporter
 from intarsia.training.progress import PackReporter, open_pack_reporter
 from intarsia.workflow.pack import draw_runs, run_pack
 from intarsia.workflow.sections import FILES, SECTIONS, RunSettings
-from intarsia.workflow.settings import from_tree, suggested
+from intarsia.workflow.settings import from_tree, laid_over, suggested
 from intarsia.workflow.trained import Trained
 from intarsia.workflow.training import run
 
@@ -36,7 +36,7 @@ def train(
     Raises ConfigError for an unknown or wrong setting, and any IntarsiaError of the run.
     """
     return run(
-        _settings(backbone, {"method": method, "out": out, "data": data, **settings}),
+        from_tree(_tree({"backbone": backbone, "method": method, "out": out, "data": data, **settings})),
         resume=resume,
         score_test=score_test,
         report=open_reporter() if report is None else report,
@@ -56,11 +56,13 @@ def train_pack(
     """Trains many tasks, or many trials of one, at once over one backbone; each ends as `train` would leave it.
 
     runs: the keyword arguments of `train` for each, such as {"method": LoRA(rank=8), "seed": 1, "out": "runs/a"}. shared: those
-    that all have. A run that fails is in the result as Failed, and the others go on.
+    that all have; a run's own go over them key by key, as in a run file. A run that fails is in the result as Failed, and the
+    others go on.
     Raises ConfigError for an unknown or wrong setting; KeyboardInterrupt after Ctrl-C, when all have been saved.
     """
+    common = {"backbone": backbone, "method": "adapter", **shared}
     results = run_pack(
-        [_settings(backbone, {"method": "adapter", "data": None, **shared, **_mapping(run)}) for run in runs],
+        [from_tree(laid_over(_tree(common), _tree(_mapping(run)))) for run in runs],
         resume=resume,
         score_test=score_test,
         report=open_pack_reporter() if report is None else report,
@@ -77,27 +79,38 @@ def _mapping(run: Mapping[str, Any]) -> Mapping[str, Any]:
     return run
 
 
-def _settings(backbone: str | Backbone, given: Mapping[str, Any]) -> RunSettings:
-    """The settings of a run from keyword arguments."""
-    given = dict(given)
-    method, data = given.pop("method"), given.pop("data")
+def _tree(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments as the sections of a run file."""
+    tree: dict[str, Any] = {}
+    for key, value in given.items():
+        if key == "backbone":
+            tree[key] = _name(value)
+        elif key == "method":
+            tree[key] = _method(value)
+        elif key == "data":
+            if value is not None:
+                tree.setdefault(key, {}).update(value if isinstance(value, Mapping) else {"data": value})
+        else:
+            _place(tree, key, value)
+    return tree
+
+
+def _name(backbone: Any) -> str:
     if not isinstance(backbone, str | Backbone):
         raise ConfigError(
             f"backbone must be a name, a folder or a Backbone, got {type(backbone).__name__}; "
             "of a model make one with Backbone.wrap(model, tokenizer=tokenizer)"
         )
+    return backbone.name if isinstance(backbone, Backbone) else backbone
+
+
+def _method(method: Any) -> dict[str, Any]:
     if not isinstance(method, str | Mapping | Method):
         got = method.__name__ if isinstance(method, type) else repr(method)
         raise ConfigError(f"method must be a name, a mapping or an object such as LoRA(rank=8), got {got}")
-    tree: dict[str, Any] = {
-        "backbone": backbone.name if isinstance(backbone, Backbone) else backbone,
-        "method": method if isinstance(method, str | Mapping) else method_to_dict(method),
-    }
-    if data is not None:
-        tree["data"] = dict(data) if isinstance(data, Mapping) else {"data": data}
-    for key, value in given.items():
-        _place(tree, key, value)
-    return from_tree(tree)
+    if isinstance(method, Method):
+        return method_to_dict(method)
+    return {"name": method} if isinstance(method, str) else dict(method)
 
 
 def _place(tree: dict[str, Any], key: str, value: Any) -> None:

@@ -99,7 +99,7 @@ def resolve_pack(run_file: Path, flags: Mapping[str, Any], overrides: Sequence[s
         name = str(own.get("name") or f"run-{number}")
         if "out" not in own and not folder:
             raise ConfigError(f"out is missing; give --out DIR for the whole pack, or run {name!r} its own `out`")
-        tree = _laid_over(_tree(shared), _tree({"name": name, "out": Path(folder) / name if folder else None} | own))
+        tree = laid_over(_tree(shared), _tree({"name": name, "out": Path(folder) / name if folder else None} | own))
         try:
             found.append(_apply(tree, flags, overrides))
         except ConfigError as error:
@@ -112,7 +112,7 @@ def is_pack(run_file: Path | None) -> bool:
     return run_file is not None and "runs" in read_run_file(run_file)
 
 
-def _laid_over(shared: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def laid_over(shared: dict[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
     """One run's own keys over those of all; another method, or another source of data, replaces the shared one."""
     for section, value in own.items():
         if isinstance(value, Mapping) and isinstance(shared.get(section), dict):

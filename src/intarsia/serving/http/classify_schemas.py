@@ -10,6 +10,8 @@ from intarsia.serving.http.schemas import ErrorBody, Str
 
 MOST_ANSWERS = 512
 """Texts times tasks of one request: half of the engine's queue, so that no single request can fill it."""
+# Said to clients, and left to the route: a list that is too long is 413, whichever of the two it is, and not a wrong field's 422.
+COUNTED: dict[str, Any] = {"maxItems": MOST_ANSWERS}
 
 TaskName = Annotated[Str, Field(min_length=1, max_length=200)]
 Text = Str | list[Str]
@@ -20,10 +22,10 @@ class Texts(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    task: TaskName | Annotated[list[TaskName], Field(min_length=1, max_length=MOST_ANSWERS)]
+    task: TaskName | Annotated[list[TaskName], Field(min_length=1, json_schema_extra=COUNTED)]
     """One task, or several that all answer every text."""
     text: Text | None = None
-    texts: Annotated[list[Text], Field(min_length=1, max_length=MOST_ANSWERS)] | None = None
+    texts: Annotated[list[Text], Field(min_length=1, json_schema_extra=COUNTED)] | None = None
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

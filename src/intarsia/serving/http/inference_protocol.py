@@ -17,7 +17,7 @@ from intarsia.errors import IntarsiaError
 from intarsia.serving.cards import Card
 from intarsia.serving.http.bodies import json_only
 from intarsia.serving.http.calls import answers, asked
-from intarsia.serving.http.classify_schemas import finite
+from intarsia.serving.http.classify_schemas import MOST_ANSWERS, finite
 from intarsia.serving.http.errors import ApiError, api_error
 from intarsia.serving.http.inference_schemas import (
     InferAnswer,
@@ -180,6 +180,8 @@ def _rows(tensor: TextTensor) -> list[tuple[str, ...]]:
         raise ApiError(
             422, f"inputs.0: the shape says {count * width} texts, the data has {len(flat)}; at least 1 is needed"
         )
+    if count > MOST_ANSWERS:
+        raise ApiError(413, f"inputs.0: {count} rows are more than {MOST_ANSWERS} answers; send fewer")
     return [tuple(flat[at : at + width]) for at in range(0, len(flat), width)]
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from intarsia.serving.http.classify_schemas import MOST_ANSWERS
 from intarsia.serving.http.schemas import Str
 
-Count = Annotated[int, Field(ge=0, le=MOST_ANSWERS)]
+Count = Annotated[int, Field(ge=0, json_schema_extra={"maximum": MOST_ANSWERS})]  # more is 413, by the route
 
 
 class TextTensor(BaseModel):
