@@ -52,13 +52,16 @@ host, and these three) share the cores. `host`: two calls on two hosts, the seco
 was disturbed least, for all contenders alike. By these the first goal is met by all six on the first host (4.7 to 5.8) and by
 LoRA and adapters with first-token heads on the second (4.7 and 4.6; the others 3.7 to 3.9); the second goal is missed, by LoRA
 with 2.45 and 2.34 just so, by the others with 1.9 to 2.35. In the middle of whole runs it is 3.4 to 4.7 and 1.6 to 2.2 times on
-the first host, 3.1 to 4 and 1.75 to 2.2 times on the second.
+the first host, 3.1 to 4 and 1.75 to 2.2 times on the second. A third host, two processors beside other measurements, had four of
+the contenders, of fd887af: there it is 1.74 and 1.75 times (by the fastest 20 steps 1.54 and 1.63), and two runs of peft differ
+by a quarter.
 
 What came for AMX: frozen products take oneDNN's own layout of the weights, which a plain product in bf16 makes again at each call,
 and write the bias with the result; queries, keys and values have one product each way (`ops/frozen.py`). A shape that has not
 been met costs more with it, so batches there are padded to one of eight widths between two powers of two (at most an eighth more).
-Attention's mask and LoRA's sum are within their products. Memory: two more copies of the linear layers' weights, 42 MB here; a
-trunk for which they were over a tenth of the machine's memory has none. `floor` has plain products.
+Attention's mask and LoRA's sum are within their products. Memory: two more copies of the linear layers' weights, 42 MB here, and
+one where nobody trains through them; a trunk for which two were over a tenth of the machine's memory has none. `floor`
+has plain products.
 
 Packs and reuse: the middle of five runs on three hosts, older code among them; what one run differs from another is more than what
 packs do.
