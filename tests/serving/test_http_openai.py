@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from intarsia.serving.requests import BadRequest, DeadlineExceeded, Failed, Piece, Unavailable
+from intarsia.serving.requests import BadRequest, DeadlineExceeded, Failed, Finished, Piece, Unavailable
 from serving.fake_engine import FakeEngine, card, failing, refusal, serving
 
 PROMPT = {"model": "writer", "prompt": "abc"}
@@ -95,6 +95,66 @@ def test_sampling_reaches_the_engine(client, engine):
     assert engine.asked[1].sampling.stop == ("x",)
 
 
+def echo(request, deliver):
+    """Writes the prompt and its seed, and counts a token for each letter of the prompt."""
+    text = f"{request.prompt}{request.sampling.seed}"
+    deliver(Piece(text, 2))
+    deliver(Finished("length", len(request.prompt), 2, text))
+
+
+def test_choices_are_those_of_the_first_prompt_then_of_the_next_each_with_a_seed_of_its_own(client, engine):
+    engine.on["writer"] = echo
+    body = {**PROMPT, "prompt": ["ab", "c", "def"], "n": 2, "seed": 2**63 - 1, "temperature": 1}
+    answer = client.post("/v1/completions", json=body).json()
+    first = 2**63 - 1
+    wanted = [f"{prompt}{seed}" for prompt in ("ab", "c", "def") for seed in (first, 0)]
+    assert [choice["text"] for choice in answer["choices"]] == wanted
+    assert [choice["index"] for choice in answer["choices"]] == list(range(6))
+    assert answer["usage"] == {"prompt_tokens": 6, "completion_tokens": 12, "total_tokens": 18}
+    found = events(
+        client.post("/v1/completions", json={**body, "stream": True, "stream_options": {"include_usage": True}})
+    )
+    texts = dict.fromkeys(range(6), "")
+    for event in found[:-1]:
+        texts[event["choices"][0]["index"]] += event["choices"][0]["text"]
+    assert list(texts.values()) == wanted
+    assert found[-1]["usage"] == answer["usage"]
+    ends = [event["choices"][0]["index"] for event in found[:-1] if event["choices"][0]["finish_reason"]]
+    assert sorted(ends) == list(range(6))
+
+
+def test_a_chat_may_have_several_turns_to_choose_from(client, engine):
+    engine.on["writer"] = echo
+    body = {**CHAT, "n": 3, "seed": 5, "temperature": 1}
+    answer = client.post("/v1/chat/completions", json=body).json()
+    assert [(one["index"], one["message"]["content"]) for one in answer["choices"]] == [(0, "5"), (1, "6"), (2, "7")]
+    found = [
+        event["choices"][0] for event in events(client.post("/v1/chat/completions", json={**body, "stream": True}))
+    ]
+    for index in range(3):
+        first, *rest = [choice for choice in found if choice["index"] == index]
+        assert first["delta"]["role"] == "assistant"
+        assert "".join(choice["delta"].get("content", "") for choice in rest) == str(5 + index)
+        assert rest[-1]["finish_reason"] == "length"
+
+
+def test_one_that_fails_ends_the_others(client, engine):
+    def only_a(request, deliver):
+        if request.prompt != "a":
+            deliver(Failed(BadRequest("too long")))
+
+    engine.on["writer"] = only_a
+    for stream in (False, True):
+        refusal(client.post("/v1/completions", json={**PROMPT, "prompt": ["a", "b"], "stream": stream}), 422, "long")
+    assert [request.prompt for request in engine.cancelled] == ["a", "b"] * 2
+
+
+@pytest.mark.parametrize("more", [{"n": 129}, {"prompt": ["a"] * 129}, {"prompt": ["a"] * 13, "n": 10}])
+def test_too_many_outputs_are_413(client, engine, more):
+    refusal(client.post("/v1/completions", json={**PROMPT, **more}), 413, "outputs are more than 128")
+    assert not engine.asked
+
+
 def test_nothing_said_is_greedy_and_drawing_without_a_seed_differs_each_time(client, engine):
     nulls = dict.fromkeys(["n", "temperature", "top_p", "seed", "stop", "max_tokens", "logprobs", "user"])
     assert client.post("/v1/completions", json={**PROMPT, **nulls}).status_code == 200
@@ -133,7 +193,6 @@ def test_null_is_as_if_a_field_were_left_out(client):
 
 def test_what_is_wrong_with_a_list_is_said_of_the_list(client):
     for field, value, fragment in (
-        ("prompt", ["a", "b"], "at most 1 item"),
         ("prompt", [], "at least 1 item"),
         ("stop", ["a"] * 5, "at most 4 items"),
         ("stop", 5, "valid string"),

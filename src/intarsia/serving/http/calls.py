@@ -11,30 +11,24 @@ from intarsia.serving.http.errors import ApiError
 from intarsia.serving.http.service import Question, Service
 from intarsia.serving.requests import Answer, Event, Failed, Finished, Generate, Piece, Ticket
 
+Inbox = asyncio.Queue[tuple[int, Event | None]]
+"""Events, each with its call's number; None: the client has gone."""
+
 
 class Call:
-    """One question at the engine, and the events that have come of it."""
+    """One question at the engine, and where the events that come of it are put."""
 
-    def __init__(self, service: Service, question: Question) -> None:
-        """Raises what `Engine.submit` raises."""
+    def __init__(self, service: Service, question: Question, number: int = 0, inbox: Inbox | None = None) -> None:
+        """inbox: several calls may have one. Raises what `Engine.submit` raises."""
         self._loop = asyncio.get_running_loop()
         self._post = service.post
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
+        self.number, self.inbox = number, asyncio.Queue() if inbox is None else inbox
         self._ticket: Ticket = service.engine.submit(question, self._deliver)
         service.note(question)
 
     def _deliver(self, event: Event) -> None:
         """Runs on the engine's thread."""
-        self._post.send(self._loop, self._events, event)
-
-    async def next(self) -> Event:
-        """The next event. Raises the error of a failed one, and 499 where the client has gone."""
-        event = await self._events.get()
-        if event is None:
-            raise ApiError(499, "the client hung up")
-        if isinstance(event, Failed):
-            raise event.error
-        return event
+        self._post.send(self._loop, self.inbox, (self.number, event))
 
     def cancel(self) -> None:
         """Ends the work, if any is left."""
@@ -42,7 +36,17 @@ class Call:
 
     def gone(self) -> None:
         """The client has hung up: whoever waits for an event learns it now."""
-        self._events.put_nowait(None)
+        self.inbox.put_nowait((self.number, None))
+
+
+async def _next(inbox: Inbox) -> tuple[int, Event]:
+    """The next event. Raises the error of a failed one, and 499 where the client has gone."""
+    number, event = await inbox.get()
+    if event is None:
+        raise ApiError(499, "the client hung up")
+    if isinstance(event, Failed):
+        raise event.error
+    return number, event
 
 
 def asked(service: Service, questions: Sequence[Question]) -> list[Call | IntarsiaError]:
@@ -73,7 +77,7 @@ def _called(service: Service, question: Question) -> Call | IntarsiaError:
 
 async def _answer(call: Call) -> Answer | IntarsiaError:
     try:
-        event = await call.next()
+        _, event = await _next(call.inbox)
     except IntarsiaError as error:
         return error
     assert isinstance(event, Answer)
@@ -109,22 +113,31 @@ async def _left(request: Request) -> None:
         pass
 
 
-async def generated(service: Service, request: Request, question: Generate) -> Finished:
-    """The whole output at once."""
-    async with contextlib.aclosing(pieces(service, request, question)) as events:
-        async for event in events:
-            if isinstance(event, Finished):
-                return event
-    raise AssertionError("the last event is the end")
+async def generated(service: Service, request: Request, questions: Sequence[Generate]) -> list[Finished]:
+    """Each whole output, when all are there."""
+    async with contextlib.aclosing(pieces(service, request, questions)) as events:
+        found = {number: event async for number, event in events if isinstance(event, Finished)}
+    return [found[number] for number in range(len(questions))]
 
 
-async def pieces(service: Service, request: Request, question: Generate) -> AsyncGenerator[Piece | Finished]:
-    """The output as it comes; closing the iterator, or hanging up, ends the work at the engine."""
-    call = Call(service, question)
-    with _unless_left(request, [call]):
-        while True:
-            event = await call.next()
+async def pieces(
+    service: Service, request: Request, questions: Sequence[Generate]
+) -> AsyncGenerator[tuple[int, Piece | Finished]]:
+    """The outputs as they come, each piece with its question's number; closing the iterator, hanging up, or the failure of one ends
+    the work at the engine."""
+    inbox: Inbox = asyncio.Queue()
+    calls: list[Call] = []
+    try:
+        with service.engine.still():
+            for number, question in enumerate(questions):
+                calls.append(Call(service, question, number, inbox))
+    except BaseException:
+        _cancel(calls)
+        raise
+    with _unless_left(request, calls):
+        left = len(calls)
+        while left:
+            number, event = await _next(inbox)
             assert isinstance(event, Piece | Finished)
-            yield event
-            if isinstance(event, Finished):
-                return
+            left -= isinstance(event, Finished)
+            yield number, event

@@ -3,7 +3,7 @@
 import json
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from intarsia.serving.http.bodies import json_only
 from intarsia.serving.http.calls import generated, pieces
 from intarsia.serving.http.errors import ApiError, api_error, body_of
 from intarsia.serving.http.openai_schemas import (
+    MOST_CHOICES,
     ChatChoice,
     ChatCompletion,
     ChatMessage,
@@ -32,6 +33,7 @@ from intarsia.serving.requests import Finished, Generate, Piece
 
 router = APIRouter(tags=["OpenAI"])
 STREAM: dict[int | str, dict[str, Any]] = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+_END = "data: [DONE]\n\n"
 NOT_KEPT = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 """No proxy on the way keeps a stream back until it is complete."""
 
@@ -39,41 +41,49 @@ NOT_KEPT = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 @router.post("/v1/completions", response_model=Completion, responses=STREAM, dependencies=[Depends(json_only)])
 async def completions(asked: CompletionRequest, request: Request, service: Serving, deadline: Deadline) -> Any:
     """Text that follows a prompt."""
-    prompt = asked.prompt if isinstance(asked.prompt, str) else asked.prompt[0]
-    question = Generate(task=_task(service, asked.model), prompt=prompt, sampling=asked.sampling(), deadline=deadline)
+    prompts = [asked.prompt] if isinstance(asked.prompt, str) else asked.prompt
+    _check_count(len(prompts), asked.n)
+    task = _task(service, asked.model)
+    questions = [
+        Generate(task=task, prompt=prompt, sampling=sampling, deadline=deadline)
+        for prompt in prompts
+        for sampling in asked.samplings()
+    ]
     frame = _Frame.of(asked)
     if asked.stream:
-        return await _stream(service, request, question, frame)
-    done = await generated(service, request, question)
+        return await _stream(service, request, questions, frame)
+    done = await generated(service, request, questions)
     return Completion(
         id=frame.id,
         created=frame.created,
         model=asked.model,
-        choices=[CompletionChoice(text=done.text, finish_reason=done.reason)],
-        usage=_usage(done),
+        choices=[CompletionChoice(index=i, text=one.text, finish_reason=one.reason) for i, one in enumerate(done)],
+        usage=_usage(done, asked.n),
     )
 
 
 @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAM, dependencies=[Depends(json_only)])
 async def chat(asked: ChatRequest, request: Request, service: Serving, deadline: Deadline) -> Any:
     """The next turn of a chat, through the chat template of the backbone's tokenizer."""
-    question = Generate(
-        task=_task(service, asked.model),
-        prompt="",
-        sampling=asked.sampling(asked.max_completion_tokens),
-        deadline=deadline,
-        chat=tuple(message.plain() for message in asked.messages),
-    )
+    _check_count(1, asked.n)
+    task, chat = _task(service, asked.model), tuple(message.plain() for message in asked.messages)
+    questions = [
+        Generate(task=task, prompt="", sampling=sampling, deadline=deadline, chat=chat)
+        for sampling in asked.samplings(asked.max_completion_tokens)
+    ]
     frame = _Frame.of(asked)
     if asked.stream:
-        return await _stream(service, request, question, frame)
-    done = await generated(service, request, question)
+        return await _stream(service, request, questions, frame)
+    done = await generated(service, request, questions)
     return ChatCompletion(
         id=frame.id,
         created=frame.created,
         model=asked.model,
-        choices=[ChatChoice(message=ChatMessage(content=done.text), finish_reason=done.reason)],
-        usage=_usage(done),
+        choices=[
+            ChatChoice(index=i, message=ChatMessage(content=one.text), finish_reason=one.reason)
+            for i, one in enumerate(done)
+        ],
+        usage=_usage(done, asked.n),
     )
 
 
@@ -100,6 +110,13 @@ def _models(service: Service) -> list[Model]:
     return [Model(id=name, created=service.since) for name in names]
 
 
+def _check_count(prompts: int, each: int) -> None:
+    if prompts * each > MOST_CHOICES:
+        raise ApiError(
+            413, f"{prompts * each} outputs are more than {MOST_CHOICES}; send fewer prompts, or a smaller n"
+        )
+
+
 def _task(service: Service, model: str) -> str | None:
     """The task of that name; None, the plain backbone, for the backbone's own name, unless a task goes by it."""
     if model == service.engine.backbone.name and not service.engine.serves(model):
@@ -120,9 +137,9 @@ class _Frame:
         start = "chatcmpl" if isinstance(asked, ChatRequest) else "cmpl"
         return cls(asked, f"{start}-{uuid.uuid4().hex}", int(time.time()))
 
-    def piece(self, text: str | None, reason: str | None = None) -> str:
-        """A piece of the output; text None: none is left."""
-        choice: dict[str, Any] = {"index": 0, "finish_reason": reason, "logprobs": None}
+    def piece(self, index: int, text: str | None, reason: str | None = None) -> str:
+        """A piece of an output; text None: none is left, and why."""
+        choice: dict[str, Any] = {"index": index, "finish_reason": reason, "logprobs": None}
         if isinstance(self.asked, ChatRequest):
             choice["delta"] = {} if text is None else {"content": text}
         else:
@@ -130,15 +147,17 @@ class _Frame:
         return self._event([choice])
 
     def opening(self) -> str:
-        """Who speaks: the first event of a chat."""
-        return self._event([{"index": 0, "finish_reason": None, "delta": {"role": "assistant", "content": ""}}])
+        """Who speaks: the first events of a chat."""
+        delta = {"role": "assistant", "content": ""}
+        return "".join(self._event([{"index": i, "finish_reason": None, "delta": delta}]) for i in range(self.asked.n))
 
-    def ending(self, done: Finished) -> str:
-        """Why it ends, and the number of tokens where they were asked for."""
+    def ending(self, done: Mapping[int, Finished]) -> str:
+        """The number of tokens where they were asked for, and the end."""
         options = self.asked.stream_options
         counted = options is not None and options.include_usage
-        usage = self._event([], _usage(done).model_dump()) if counted else ""
-        return self.piece(None, done.reason) + usage
+        outputs = [done[index] for index in sorted(done)]
+        usage = self._event([], _usage(outputs, self.asked.n).model_dump()) if counted else ""
+        return usage + _END
 
     def _event(self, choices: list[dict[str, Any]], usage: dict[str, int] | None = None) -> str:
         kind = "chat.completion.chunk" if isinstance(self.asked, ChatRequest) else "text_completion"
@@ -146,39 +165,40 @@ class _Frame:
         return _event({**head, "choices": choices, "usage": usage})
 
 
-async def _stream(service: Service, request: Request, question: Generate, frame: _Frame) -> Response:
+async def _stream(service: Service, request: Request, questions: Sequence[Generate], frame: _Frame) -> Response:
     """Server-sent events. A failure before the first one has a status of its own; a later one ends the stream."""
-    events = pieces(service, request, question)
+    events = pieces(service, request, questions)
     first = await anext(events)
     return StreamingResponse(_written(frame, first, events), media_type="text/event-stream", headers=NOT_KEPT)
 
 
 async def _written(
-    frame: _Frame, first: Piece | Finished, rest: AsyncGenerator[Piece | Finished]
+    frame: _Frame, first: tuple[int, Piece | Finished], rest: AsyncGenerator[tuple[int, Piece | Finished]]
 ) -> AsyncGenerator[str]:
+    done: dict[int, Finished] = {}
     async with aclosing(rest):
         if isinstance(frame.asked, ChatRequest):
             yield frame.opening()
-        event = first
+        index, event = first
         try:
-            while isinstance(event, Piece):
-                if event.text:
-                    yield frame.piece(event.text)
-                event = await anext(rest)
+            while True:
+                if isinstance(event, Finished):
+                    done[index] = event
+                    yield frame.piece(index, None, event.reason)
+                elif event.text:
+                    yield frame.piece(index, event.text)
+                index, event = await anext(rest)
+        except StopAsyncIteration:
+            yield frame.ending(done)
         except IntarsiaError as error:
-            yield _event(body_of(api_error(error)))
-        else:
-            yield frame.ending(event)
-        yield "data: [DONE]\n\n"
+            yield _event(body_of(api_error(error))) + _END
 
 
 def _event(data: Any) -> str:
     return f"data: {json.dumps(data, ensure_ascii=False)}\n\n"
 
 
-def _usage(done: Finished) -> Usage:
-    return Usage(
-        prompt_tokens=done.prompt_tokens,
-        completion_tokens=done.new_tokens,
-        total_tokens=done.prompt_tokens + done.new_tokens,
-    )
+def _usage(done: Sequence[Finished], each: int) -> Usage:
+    """Of all outputs; a prompt counts once, however many it has."""
+    prompts, new = sum(one.prompt_tokens for one in done[::each]), sum(one.new_tokens for one in done)
+    return Usage(prompt_tokens=prompts, completion_tokens=new, total_tokens=prompts + new)

@@ -4,6 +4,7 @@ A field that would change the output and that we do not do is typed as its harml
 refused in one line rather than passed over in silence.
 """
 
+import dataclasses
 import secrets
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,8 @@ from intarsia.serving.sampling import Sampling
 
 MOST_TOKENS = 1_000_000
 """No backbone writes so much; its own limit is checked by the engine."""
+MOST_CHOICES = 128
+"""Prompts times outputs of one request."""
 Zero = Annotated[float, Field(ge=0, le=0)]
 ShortText = Annotated[Str, Field(max_length=200)]
 
@@ -51,7 +54,8 @@ class Generation(BaseModel):
     user: str | None = None
     """Taken and not used."""
 
-    n: Literal[1] = 1
+    n: Annotated[int, Field(ge=1, json_schema_extra={"maximum": MOST_CHOICES})] = 1
+    """Outputs of each prompt: the first with the seed, the next with the seed plus one, and so on."""
     presence_penalty: Zero = 0
     frequency_penalty: Zero = 0
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
@@ -69,8 +73,12 @@ class Generation(BaseModel):
             raise ValueError("a stop string must not be empty")
         return value
 
-    def sampling(self, most: int | None = None) -> Sampling:
-        """How the tokens are drawn."""
+    def samplings(self, most: int | None = None) -> list[Sampling]:
+        """How the tokens of each of a prompt's outputs are drawn."""
+        first = self._sampling(most)
+        return [dataclasses.replace(first, seed=(first.seed + number) % 2**63) for number in range(self.n)]
+
+    def _sampling(self, most: int | None) -> Sampling:
         stop = self.stop or ()
         drawn = self.temperature is not None and self.temperature > 0
         given = {
@@ -87,8 +95,8 @@ class Generation(BaseModel):
 class CompletionRequest(Generation):
     """`POST /v1/completions`."""
 
-    prompt: Str | Annotated[list[Str], Field(min_length=1, max_length=1)]
-    """One text."""
+    prompt: Str | Annotated[list[Str], Field(min_length=1, json_schema_extra={"maxItems": MOST_CHOICES})]
+    """One text, or several: the choices of the first, then those of the second, and so on."""
     best_of: Literal[1] = 1
     echo: Literal[False] = False
     logprobs: None = None
@@ -140,9 +148,9 @@ class Usage(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """The output."""
+    """An output."""
 
-    index: Literal[0] = 0
+    index: int
     text: str
     finish_reason: str | None
     """`stop` or `length`."""
@@ -168,9 +176,9 @@ class ChatMessage(BaseModel):
 
 
 class ChatChoice(BaseModel):
-    """The output."""
+    """An output."""
 
-    index: Literal[0] = 0
+    index: int
     message: ChatMessage
     finish_reason: str | None
     """`stop` or `length`."""
