@@ -12,7 +12,7 @@ from intarsia.heads import Head
 from intarsia.methods import LoRA
 from intarsia.serving.bulk import predict_folder
 from intarsia.task import Task
-from serving.served import save
+from serving.served import make, save
 from workflow.tiny_run import cli, make_backbone, make_decoder
 
 TEXTS = ["good film", "the plot was very poor", "fine", "a bad bad film", "great book"]
@@ -72,7 +72,7 @@ def test_of_a_folder_with_several_backbones_those_of_the_one_that_is_named_are_a
     assert not out.exists()
     done = cli(*given, "--backbone", there / "backbone")
     assert done.status == 0, done.err
-    assert "left out, since they are of another backbone: a-first-one" in done.err
+    assert "left out: a-first-one (of another backbone)\n" in done.err
     assert [line["task"] for line in lines(out)] == ["mood", "spam", "topic"] * len(TEXTS)
 
     write(data, [{"text": "good film", "task": name} for name in ("mood", "a-first-one")])
@@ -87,6 +87,20 @@ def test_without_a_task_column_every_task_answers_every_row(there, capsys):
     assert [(line["row"], line["task"]) for line in found] == [
         (r, n) for r in range(5) for n in ("mood", "spam", "topic")
     ]
+
+
+def test_without_a_task_column_those_answer_that_find_what_they_read(there):
+    backbone, out = Backbone.load(str(there / "backbone"), dtype="float32"), there / "out.jsonl"
+    task = make(backbone, "pairs")
+    task.data = {"text_columns": ["text", "other"]}
+    task.save(there / "tasks" / "pairs")
+    data = write(there / "rows.csv", [{"text": "good film"}])
+    ended = predict_folder(there / "tasks", data, out, dtype="float32")
+    assert ended.left_out == {"pairs": "reads a column 'other', which is not there"}
+    assert [line["task"] for line in lines(out)] == ["mood", "spam", "topic"]
+    named = write(there / "rows.csv", [{"text": "good film", "task": "pairs"}])
+    with pytest.raises(DataError, match="no column 'other', which task 'pairs' reads"):
+        predict_folder(there / "tasks", named, None, dtype="float32")
 
 
 def test_a_stopped_run_goes_on_behind_its_last_whole_line(there):

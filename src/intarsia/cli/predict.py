@@ -42,7 +42,7 @@ def predict(
             parser=options.path,
             metavar="DIR",
             help="Instead of TASK_DIR: a folder of task folders. Each row of --data is answered by the task in its column "
-            "`task`, or by all of the backbone; answers come as they are made, and a stopped run goes on in the same --out.",
+            "`task`, or by all that can; answers come as they are made, and a stopped run goes on in the same --out.",
         ),
     ] = None,
     out: Annotated[
@@ -106,7 +106,8 @@ def _many(
 
     ended = predict_folder(tasks, options.path(data), out, **where)
     if ended.left_out:
-        print(f"left out, since they are of another backbone: {', '.join(ended.left_out)}", file=sys.stderr)
+        said = "; ".join(f"{task} ({why})" for task, why in ended.left_out.items())
+        print(f"left out: {said}", file=sys.stderr)
     went = f", {ended.before} stood there already" if ended.before else ""
     failed = f", {ended.failed} failed (their lines say why)" if ended.failed else ""
     print(f"{ended.answered} answers{failed}{went}", file=sys.stderr)

@@ -52,8 +52,8 @@ class Counted:
     failed: int
     before: int
     """Lines that an earlier run had written."""
-    left_out: tuple[str, ...] = ()
-    """Tasks of the folder that no row names and that are of another backbone than the one that was asked for."""
+    left_out: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Tasks of the folder that no row names and that cannot answer them, each with the reason."""
 
 
 def predict_folder(
@@ -62,7 +62,8 @@ def predict_folder(
     """Answers every row of `data` with the task named in its column `task`, or with all tasks of the folder where there is no
     such column. out: a .jsonl file that grows, and is gone on with where it exists; None: standard output.
 
-    backbone: None: the one that the tasks name. Where the rows name no tasks, those of another backbone are left out.
+    backbone: None: the one that the tasks name. Where the rows name no tasks, those are left out that are of another backbone, or
+    read a column that is not there.
     DataError, TaskError and ConfigError for what cannot be answered at all; a row that fails has its error in its line.
     """
     folders = _folders(tasks)
@@ -77,15 +78,18 @@ def predict_folder(
     likely = [one for one in asked.values() if one["backbone"].get("name") == name] or asked.values()
     words = any(description["head"].get("verbaliser") for description in likely)
     loaded = Backbone.load(name, dtype=dtype, device=device, language_model=words)
-    left_out: tuple[str, ...] = ()
+    left_out: dict[str, str] = {}
     if loaded.fingerprint in prints.values():  # else the first task says what it was trained on
-        left_out = tuple(one for one in wanted if prints[one] != loaded.fingerprint)
-        wanted = [one for one in wanted if one not in left_out]
+        left_out = {one: "of another backbone" for one in wanted if prints[one] != loaded.fingerprint}
     engine = Engine(loaded, limits=Limits(seconds=HOURS, wait_ms=0.5))
     engine.start()
     try:
-        cards = {one: engine.put(one, folders[one]) for one in wanted}
-        settings = {one: _sampling(folders[one]) for one in wanted if cards[one].kind == "generation"}
+        cards = {one: engine.put(one, folders[one]) for one in wanted if one not in left_out}
+        lacking = {one: word for one, card in cards.items() if (word := _lacks(table, card)) is not None}
+        if not named and len(lacking) < len(cards):
+            left_out |= {one: f"reads a column {word!r}, which is not there" for one, word in lacking.items()}
+            cards = {one: card for one, card in cards.items() if one not in lacking}
+        settings = {one: _sampling(folders[one]) for one, card in cards.items() if card.kind == "generation"}
         rows = list(_rows(table, cards))
         done = 0 if out is None else _resumed(out, table, rows, cards)
         with ticking("predicting", len(rows) - done) as tick, _appending(out) as file:
@@ -131,14 +135,19 @@ def _named(table: Table, folders: dict[str, Path]) -> set[str]:
     return set(table.columns[COLUMN])
 
 
+def _lacks(table: Table, card: Card) -> str | None:
+    """A column that the task reads and the file has not."""
+    return next((column for column in card.columns if column not in table.columns), None)
+
+
 def _rows(table: Table, cards: dict[str, Card]) -> Iterator[tuple[int, str]]:
     """(row, task) in the order of the output. DataError where a task's text column is missing."""
     for card in cards.values():
-        if missing := [column for column in card.columns if column not in table.columns]:
+        if (missing := _lacks(table, card)) is not None:
             known = list(table.columns)
             raise DataError(
-                f"{table.source} has no column {missing[0]!r}, which task {card.name!r} reads; it has {', '.join(known)}"
-                + nearest(missing[0], known)
+                f"{table.source} has no column {missing!r}, which task {card.name!r} reads; it has {', '.join(known)}"
+                + nearest(missing, known)
             )
     named = table.columns.get(COLUMN)
     for row in range(len(table)):
