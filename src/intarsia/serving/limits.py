@@ -11,7 +11,8 @@ class Limits:
     """Bounds of queue, batch and request."""
 
     queue: int = 1024
-    """Requests that may wait, of rows and of texts so many each; one more is refused (429), unless its task has none there."""
+    """Requests that may wait, of rows and of texts so many each; one more is refused (429), unless its task has none there: for
+    such a quarter more."""
     batch_tokens: int = 4096
     """Rows times the longest of them, in one pass; a single longer row goes alone."""
     batch_rows: int = 256

@@ -9,6 +9,9 @@ from intarsia.serving.limits import Limits
 from intarsia.serving.requests import Busy
 from intarsia.serving.scheduler import Item, Scheduler
 
+SPARE = 0.25
+"""Of the places, so many more are for tasks that have none."""
+
 
 class Queue:
     """The requests of one sort, from when they are taken until their turn. Not thread-safe: its owner locks."""
@@ -24,8 +27,9 @@ class Queue:
         return self._reading.total() + len(self.scheduler)
 
     def enter(self, task: str, now: float) -> None:
-        """Takes one. Busy where all places are taken; but a task that has none gets one, whoever fills the others."""
-        if len(self) >= self.places and (self._reading[task] or self.scheduler.has(task)):
+        """Takes one. Busy where all places are taken; but a task that has none gets a spare one, whoever fills the others."""
+        has = task in self._reading or self.scheduler.has(task)
+        if len(self) >= self.places + (0 if has else int(SPARE * self.places)):
             oldest = self.scheduler.oldest()
             # Whoever comes after as long as the first has waited finds all of these gone.
             waited = 0.0 if oldest is None else now - oldest
