@@ -1,4 +1,4 @@
-"""The engine: every answer is the solo answer, whoever asks meanwhile; tasks come and go; limits, deadlines, death."""
+"""The engine: every answer is the solo answer, whoever asks meanwhile; tasks come and go; what cannot be asked is refused."""
 
 import random
 import threading
@@ -11,30 +11,16 @@ from intarsia.errors import TaskError
 from intarsia.serving.limits import Limits
 from intarsia.serving.requests import (
     BadRequest,
-    Busy,
     Classify,
-    DeadlineExceeded,
-    EngineFailure,
     Generate,
     Piece,
     Tag,
     TooLarge,
-    Unavailable,
     UnknownTask,
 )
 from intarsia.serving.sampling import Sampling
 from serving.served import Asked, engine_over, make, save, solo
-from workflow.tiny_run import WORDS, make_backbone, make_decoder, make_encoder_decoder
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory):
-    return Backbone.load(str(make_backbone(tmp_path_factory.mktemp("encoder"))), dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory):
-    return Backbone.load(str(make_decoder(tmp_path_factory.mktemp("decoder"))), dtype="float32")
+from workflow.tiny_run import WORDS, make_encoder_decoder
 
 
 def sentences(number, seed=0, longest=12):
@@ -233,156 +219,3 @@ def test_what_a_task_cannot_take_is_refused_in_one_line(encoder, decoder, tmp_pa
                     task=None, prompt="", chat=({"role": "user", "content": "good"},), sampling=Sampling(max_tokens=5)
                 ),
             ).end()
-
-
-def held(engine):
-    """Holds the engine's thread until the returned event is set."""
-    go, there = threading.Event(), threading.Event()
-
-    def wait():
-        there.set()
-        go.wait(20)
-
-    with engine._lock:
-        engine._controls.append(wait)
-        engine._lock.notify_all()
-    there.wait(20)
-    return go
-
-
-def test_a_full_queue_refuses_and_says_when_to_come_again(encoder, tmp_path):
-    save(encoder, tmp_path, "mood")
-    with engine_over(encoder, limits=Limits(queue=5)) as engine:
-        engine.put("mood", tmp_path / "mood")
-        go = held(engine)
-        taken = [Asked(engine, Classify(task="mood", texts=("good",))) for _ in range(5)]
-        with pytest.raises(Busy) as caught:
-            Asked(engine, Classify(task="mood", texts=("good",)))
-        assert caught.value.retry_after > 0
-        go.set()
-        assert all(one.end().label for one in taken)
-
-
-def test_rows_are_answered_and_other_tasks_heard_while_texts_fill_the_queue(decoder, tmp_path):
-    save(decoder, tmp_path, "mood")
-    save(decoder, tmp_path, "writer", kind="generation")
-    with engine_over(decoder, limits=Limits(queue=4)) as engine:
-        for name in ("mood", "writer"):
-            engine.put(name, tmp_path / name)
-        go, text = held(engine), Generate(task=None, prompt="the film", sampling=Sampling(max_tokens=3))
-        taken = [Asked(engine, text) for _ in range(4)]
-        with pytest.raises(Busy):
-            Asked(engine, text)
-        taken.append(Asked(engine, Generate(task="writer", prompt="the film", sampling=Sampling(max_tokens=3))))
-        taken += [Asked(engine, Classify(task="mood", texts=("good",))) for _ in range(2)]
-        go.set()
-        ends = [one.end() for one in taken]
-        assert [hasattr(end, "label") for end in ends] == [False] * 5 + [True] * 2
-
-
-def test_deadlines_and_cancellation_end_what_waits(encoder, decoder, tmp_path):
-    save(encoder, tmp_path, "mood")
-    with engine_over(encoder) as engine:
-        engine.put("mood", tmp_path / "mood")
-        go = held(engine)
-        late = Asked(engine, Classify(task="mood", texts=("good",), deadline=time.monotonic() + 0.05))
-        gone = Asked(engine, Classify(task="mood", texts=("good",)))
-        kept = Asked(engine, Classify(task="mood", texts=("good",)))
-        gone.ticket.cancel()
-        time.sleep(0.1)
-        go.set()
-        with pytest.raises(DeadlineExceeded):
-            late.end()
-        assert kept.end().label
-        deadline = time.monotonic() + 5
-        while engine._jobs and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert gone.events.empty()
-        assert engine.counts.requests["classify", "cancelled"] == 1
-        assert engine.counts.requests["classify", "late"] == 1
-    with engine_over(decoder) as engine:
-        one = Asked(engine, Generate(task=None, prompt="good", sampling=Sampling(max_tokens=30)))
-        one.events.get(timeout=20)
-        one.ticket.cancel()
-        deadline = time.monotonic() + 5
-        while engine._jobs and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert engine.gauges()["running"] == 0
-
-
-def test_a_row_that_the_model_fails_on_does_not_fail_its_neighbours(encoder, tmp_path, monkeypatch):
-    save(encoder, tmp_path, "mood")
-    save(encoder, tmp_path, "bad", 1)
-    with engine_over(encoder) as engine:
-        for name in ("mood", "bad"):
-            engine.put(name, tmp_path / name)
-        call = type(engine._bank).__call__
-
-        def failing(bank, batch, tasks):
-            if any(name.startswith("bad@") for name in tasks):
-                raise RuntimeError("out of luck")
-            return call(bank, batch, tasks)
-
-        monkeypatch.setattr(type(engine._bank), "__call__", failing)
-        go = held(engine)
-        good = [Asked(engine, Classify(task="mood", texts=("good",))) for _ in range(3)]
-        bad = Asked(engine, Classify(task="bad", texts=("good",)))
-        time.sleep(0.05)
-        go.set()
-        assert all(one.end().label for one in good)
-        with pytest.raises(EngineFailure, match="RuntimeError"):
-            bad.end()
-
-
-def test_when_the_thread_dies_everyone_is_told(encoder, tmp_path):
-    save(encoder, tmp_path, "mood")
-    with engine_over(encoder) as engine:
-        engine.put("mood", tmp_path / "mood")
-        go = held(engine)
-        waiting = Asked(engine, Classify(task="mood", texts=("good",)))
-
-        def die():
-            raise SystemExit
-
-        with engine._lock:
-            engine._controls.append(die)
-        go.set()
-        with pytest.raises(Unavailable):
-            waiting.end()
-        engine._thread.join(5)
-        assert engine.state == "dead"
-        with pytest.raises(Unavailable, match="dead"):
-            Asked(engine, Classify(task="mood", texts=("good",)))
-        with pytest.raises(Unavailable, match="dead"):
-            engine.remove("mood")
-
-
-def test_draining_finishes_what_is_under_way_and_refuses_the_rest(encoder, tmp_path):
-    save(encoder, tmp_path, "mood")
-    with engine_over(encoder) as engine:
-        engine.put("mood", tmp_path / "mood")
-        go = held(engine)
-        taken = [Asked(engine, Classify(task="mood", texts=("good",))) for _ in range(5)]
-        drain = threading.Thread(target=engine.drain, args=(20,))
-        drain.start()
-        while engine.state == "ready":
-            time.sleep(0.01)
-        with pytest.raises(Unavailable, match="draining"):
-            Asked(engine, Classify(task="mood", texts=("good",)))
-        go.set()
-        assert all(one.end().label for one in taken)
-        drain.join()
-
-
-def test_a_task_that_cannot_be_served_changes_nothing(encoder, decoder, tmp_path):
-    first = save(encoder, tmp_path, "mood")
-    with engine_over(encoder) as engine:
-        engine.put("mood", tmp_path / "mood")
-        save(decoder, tmp_path / "other", "mood")
-        with pytest.raises(TaskError, match="was trained on"):
-            engine.put("mood", tmp_path / "other" / "mood")
-        assert [card.version for card in engine.cards()] == [first]
-        assert engine.put("mood", tmp_path / "mood").version == first
-        engine.remove("mood")
-        assert engine.cards() == []
-        assert not engine._bank.tasks
