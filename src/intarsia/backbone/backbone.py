@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbone import hooks
-from intarsia.backbone.attention import AttentionSeam
 from intarsia.backbone.attention_products import wants_products
+from intarsia.backbone.attention_seam import AttentionSeam
 from intarsia.backbone.embedded import embedded_folder
 from intarsia.backbone.ending import Ending, at_places
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
