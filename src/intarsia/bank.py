@@ -73,7 +73,7 @@ class TaskBank(Residents):
         return self._each_pass(names, lambda rows, names: self._scored(batch, rows, names))
 
     def loss(self, batch: Mapping[str, Tensor], labels: Tensor, task: str) -> Tensor:
-        """The task's mean loss on a batch. labels: as for heads.loss; for generation (B, T), -100 where nothing is to be learnt,
+        """The task's mean loss on a batch. labels: as for losses.loss; for generation (B, T), -100 where nothing is to be learnt,
         at each token's own place, as transformers has them.
 
         Generation: the mean over target tokens; with Head.loss "sentence" their sum, as a mean over the rows.

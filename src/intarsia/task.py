@@ -16,7 +16,7 @@ from intarsia import taskfile
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError, UnsupportedError
 from intarsia.heads import Head, HeadModule
-from intarsia.heads import loss as head_loss
+from intarsia.losses import loss as head_loss
 from intarsia.methods import (
     Delta,
     EmbeddingDelta,
@@ -121,7 +121,7 @@ class Task(nn.Module):
         return names | ({"head_module.bias"} if self.head_module is not None else set())
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss; see heads.loss for the shapes."""
+        """The mean loss; see losses.loss for the shapes."""
         if self.head is None:
             raise ConfigError(f"task {self.name!r} has no head; make it with Task.new(..., head=Head(...)).")
         return head_loss(self.head, scores, labels)
