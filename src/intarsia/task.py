@@ -35,6 +35,7 @@ class Task(nn.Module):
 
     def __init__(self, name: str, backbone: Backbone, method: Method, head: Head | None) -> None:
         super().__init__()
+        _checked(name, backbone, method, head)
         if not name or name != name.strip() or not name.isprintable() or "/" in name or "\\" in name:
             raise ConfigError(f"a task's name must be a word without slashes or surrounding blanks, got {name!r}")
         self.name = name
@@ -199,6 +200,20 @@ def _fp32() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _checked(name: object, backbone: object, method: object, head: object) -> None:
+    """ConfigError for what is of another type than `Task.new` takes."""
+    wanted = (
+        ("name", name, str, "a str"),
+        ("backbone", backbone, Backbone, "a Backbone, as Backbone.load(name) or Backbone.wrap(model) gives it"),
+        ("method", method, Method, "an object such as LoRA(rank=8)"),
+        ("head", head, Head | None, 'a Head, such as Head(labels=("no", "yes")), or None'),
+    )
+    for what, given, kind, text in wanted:
+        if not isinstance(given, kind):
+            got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+            raise ConfigError(f"a task's {what} must be {text}; got {got}")
 
 
 def _file_name(name: str) -> str:
