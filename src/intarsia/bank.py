@@ -13,7 +13,7 @@ from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.language import generate, word_scores
 from intarsia.backbone.packed import Slots
 from intarsia.errors import ConfigError
-from intarsia.given import alike, out_of_training, parts_of, row_names, rows_in, text_names
+from intarsia.given import alike, check_targets, out_of_training, parts_of, row_names, rows_in, text_names
 from intarsia.graphs import LONGEST, MOST, Graphs, usual_batches
 from intarsia.heads import IGNORED, Decoding, place, score_rows
 from intarsia.residents import Residents
@@ -37,6 +37,8 @@ class TaskBank(Residents):
 
     A task with parameters that require gradients is used as it is, and stays the caller's. A frozen one is copied into the
     bank's own memory, where a thousand have room; the least recently used go to host memory beyond `capacity`.
+
+    Threads that call banks on one backbone wait for one another. A loop of your own over the model itself does not.
     """
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task] = (), *, capacity: int | None = None) -> None:
@@ -92,6 +94,7 @@ class TaskBank(Residents):
         head = self.tasks[name].head
         if head is None or head.kind != "generation":
             return self.tasks[name].loss(self(batch, tasks=name), labels)
+        check_targets(batch, labels, encoder_decoder=self.backbone.kind == "encoder-decoder")
         labels = labels.to(self.backbone.device)
         if self.backbone.kind == "decoder":
             # The state at a token says the next one.

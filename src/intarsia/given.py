@@ -41,6 +41,18 @@ def row_names(batch: Mapping[str, Tensor], tasks: Any) -> list[Any]:
     return list(tasks)
 
 
+def check_targets(batch: Mapping[str, Tensor], labels: Any, *, encoder_decoder: bool) -> None:
+    """ConfigError unless there is a label for each token that is written."""
+    rows_in(batch)
+    name = "decoder_input_ids" if encoder_decoder else "input_ids"
+    if not isinstance(labels, Tensor) or name not in batch or labels.shape != batch[name].shape:
+        shape = list(batch[name].shape) if name in batch else "a batch without it"
+        got = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise ConfigError(
+            f"generation wants a tensor of labels like {name}, {shape}, -100 where nothing is learnt; got {got}"
+        )
+
+
 def text_names(texts: Any, tasks: Any, batch_size: int) -> list[str]:
     """The name for each text; ConfigError where there is not one for each."""
     if isinstance(texts, str) or not hasattr(texts, "__len__"):

@@ -252,7 +252,8 @@ class Residents:
             raise TaskError(held(task.name))
         if task.backbone_info["fingerprint"] != self.backbone.fingerprint:
             raise TaskError(
-                f"task {task.name!r} was made for backbone {task.backbone_info['name']!r}, the bank's is {self.backbone.name!r}."
+                f"task {task.name!r} was made for backbone {task.backbone_info['name']!r} (fingerprint "
+                f"{task.backbone_info['fingerprint']}), the bank's is {self.backbone.name!r} ({self.backbone.fingerprint})."
             )
         known = {site.key for site in self.backbone.sites}
         if missing := [key for key in task.sites if key not in known]:

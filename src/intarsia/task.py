@@ -160,7 +160,7 @@ class Task(nn.Module):
         tensors = {name: tensor for name, tensor in self.tensors().items() if name.startswith("head")}
         for key, delta in self.deltas.items():
             tensors |= {_file_name(f"deltas.{key}.{name}"): x for name, x in delta.fold().state_dict().items()}  # type: ignore[operator, union-attr]
-        self.version = taskfile.write(Path(folder), description, tensors)
+        self.version = taskfile.write(Path(folder).expanduser(), description, tensors)
 
     @classmethod
     @own_modes()
@@ -169,7 +169,12 @@ class Task(nn.Module):
 
         TaskError when the folder is damaged or the backbone is another than the one it was trained on.
         """
-        description, tensors = taskfile.read(Path(folder))
+        if not isinstance(backbone, Backbone | None):
+            raise ConfigError(
+                f"a task is loaded onto a Backbone, got {type(backbone).__name__}; make one with Backbone.load(name) or "
+                "Backbone.wrap(model)"
+            )
+        description, tensors = taskfile.read(Path(folder).expanduser())
         info = description["backbone"]
         backbone = backbone if backbone is not None else Backbone.load(str(info.get("name")))
         if info.get("fingerprint") != backbone.fingerprint:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import intarsia
 import tiny
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
@@ -119,6 +120,11 @@ def test_a_bank_that_cannot_be_made_leaves_no_hooks_behind():
     TaskBank(backbone, [task])(tiny.inputs("bert"), tasks="p")
 
 
+def _writer(family="gpt2"):
+    backbone = wrap(family)
+    return TaskBank(backbone, [Task.new("w", backbone, LoRA(rank=2), Head(kind="generation"))])
+
+
 MISTAKES = {
     "a task for a name": lambda bank, batch: bank(batch, tasks=bank.tasks["lora"]),
     "tasks for names": lambda bank, batch: bank(batch, tasks=[bank.tasks["lora"]] * 3),
@@ -127,6 +133,13 @@ MISTAKES = {
         batch, torch.tensor([0, 1, 2]), task=bank.tasks["lora"]
     ),
     "labels as a list": lambda bank, batch: bank.loss(batch, [0, 1, 2], task="lora"),
+    "too few labels to write": lambda *_: _writer().loss(tiny.inputs("gpt2"), torch.zeros(3, 5, dtype=torch.long), "w"),
+    "no tensor to write": lambda *_: _writer().loss(tiny.inputs("gpt2"), [[3, 4]], "w"),
+    "no decoder to write with": lambda *_: _writer("t5").loss(
+        {"input_ids": torch.ones(3, 5).long()}, torch.ones(3, 5).long(), "w"
+    ),
+    "one text for a folder": lambda *_: intarsia.predict("runs/t", "hello"),
+    "a model to load onto": lambda bank, batch: Task.load("runs/t", bank.backbone.model),
     "texts for a batch": lambda bank, batch: bank(["some text"], tasks="lora"),
     "ids for a batch": lambda bank, batch: bank(batch["input_ids"], tasks="lora"),
     "lists for tensors": lambda bank, batch: bank({"input_ids": [[3, 4]]}, tasks="lora"),
@@ -189,3 +202,19 @@ def test_a_model_with_virtual_tokens_of_peft_is_refused(kind):
     settings = getattr(peft, kind)(task_type="FEATURE_EXTRACTION", num_virtual_tokens=3)
     with pytest.raises(BackboneError, match="get_base_model"):
         Backbone.wrap(peft.get_peft_model(tiny.build("bert"), settings))
+
+
+def test_a_task_is_saved_and_loaded_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    backbone = wrap("bert")
+    new_task(backbone, "lora").save("~/tasks/lora")
+    assert not (tmp_path / "~").exists()
+    assert TaskBank(backbone).load("~/tasks/lora").name == "lora"
+
+
+def test_texts_that_are_no_texts_are_refused_in_one_line(tmp_path):
+    backbone = Backbone.load("embedded:minilm", dtype="float32")
+    Task.new("t", backbone, LoRA(rank=2), HEAD).save(tmp_path)
+    with pytest.raises(IntarsiaError, match="text 2 must be a str, got int"):
+        intarsia.predict(tmp_path, ["fine", 3], backbone=backbone)
