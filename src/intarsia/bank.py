@@ -13,6 +13,7 @@ from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.language import generate, word_scores
 from intarsia.backbone.packed import Slots
 from intarsia.errors import ConfigError
+from intarsia.given import alike, check_targets, out_of_training, parts_of, row_names, rows_in, text_names
 from intarsia.graphs import LONGEST, MOST, Graphs, usual_batches
 from intarsia.heads import IGNORED, Decoding, place, score_rows
 from intarsia.residents import Residents
@@ -21,6 +22,7 @@ from intarsia.rows import Prediction, Row, RowReader, Tokens, answer_row, join_r
 from intarsia.sites import Role
 from intarsia.staged import Returning
 from intarsia.task import Task
+from intarsia.turns import in_turn
 
 RowTasks = list[str | None] | list[str] | tuple[str | None, ...]
 """The task of each row; None: the plain backbone."""
@@ -35,6 +37,8 @@ class TaskBank(Residents):
 
     A task with parameters that require gradients is used as it is, and stays the caller's. A frozen one is copied into the
     bank's own memory, where a thousand have room; the least recently used go to host memory beyond `capacity`.
+
+    Threads that call banks on one backbone wait for one another. A loop of your own over the model itself does not.
     """
 
     def __init__(self, backbone: Backbone, tasks: Sequence[Task] = (), *, capacity: int | None = None) -> None:
@@ -42,13 +46,20 @@ class TaskBank(Residents):
         super().__init__(backbone, capacity)
         self.graphs = Graphs(backbone, self.under) if backbone.device.type == "cuda" else None
         """Of passes without gradients; None: they are run as they are."""
-        for task in tasks:
-            self.add(task)
+        if isinstance(tasks, Task | str):
+            raise ConfigError("TaskBank takes a list of tasks; give TaskBank(backbone, [task])")
+        try:
+            for task in tasks:
+                self.add(task)
+        except BaseException:
+            self.detach()  # nobody has this bank, to take its hooks off
+            raise
 
     @overload
     def __call__(self, batch: Mapping[str, Tensor], tasks: str) -> Tensor: ...
     @overload
     def __call__(self, batch: Mapping[str, Tensor], tasks: RowTasks) -> list[Tensor]: ...
+    @in_turn
     def __call__(self, batch: Mapping[str, Tensor], tasks: str | RowTasks) -> Tensor | list[Tensor]:
         """One forward pass. batch: what the tokenizer gives, (B, T) tensors.
 
@@ -59,7 +70,7 @@ class TaskBank(Residents):
         """
         if isinstance(tasks, str):
             name = self._known(tasks)
-            names: list[str | None] = [name] * len(next(iter(batch.values())))
+            names: list[str | None] = [name] * rows_in(batch)
             graphed = self._graphed(batch, names)
             with self.under(self._alone(name)):
                 if (task := self.tasks[name]).words:
@@ -72,8 +83,9 @@ class TaskBank(Residents):
             return self._headed(states, self.backbone.mask(batch), names)
         return self._each_pass(names, lambda rows, names: self._scored(batch, rows, names))
 
+    @in_turn
     def loss(self, batch: Mapping[str, Tensor], labels: Tensor, task: str) -> Tensor:
-        """The task's mean loss on a batch. labels: as for heads.loss; for generation (B, T), -100 where nothing is to be learnt,
+        """The task's mean loss on a batch. labels: as for losses.loss; for generation (B, T), -100 where nothing is to be learnt,
         at each token's own place, as transformers has them.
 
         Generation: the mean over target tokens; with Head.loss "sentence" their sum, as a mean over the rows.
@@ -82,6 +94,7 @@ class TaskBank(Residents):
         head = self.tasks[name].head
         if head is None or head.kind != "generation":
             return self.tasks[name].loss(self(batch, tasks=name), labels)
+        check_targets(batch, labels, encoder_decoder=self.backbone.kind == "encoder-decoder")
         labels = labels.to(self.backbone.device)
         if self.backbone.kind == "decoder":
             # The state at a token says the next one.
@@ -92,6 +105,7 @@ class TaskBank(Residents):
             mean = self.tasks[name].loss(scores, labels[wanted])
         return mean * wanted.sum() / len(labels) if head.loss == "sentence" else mean
 
+    @in_turn
     @torch.no_grad()
     def generate(
         self, batch: Mapping[str, Tensor], tasks: str | RowTasks, decoding: Decoding | None = None
@@ -104,13 +118,16 @@ class TaskBank(Residents):
         """
         decoding = decoding or Decoding()
         _ = self.backbone.language_head
-        names = self._names(batch, [tasks] * len(batch["input_ids"]) if isinstance(tasks, str) else tasks)
+        names = self._names(batch, tasks)
+        if "input_ids" not in batch:
+            raise ConfigError(f"texts are written on from input_ids, and the batch has only {', '.join(batch)}")
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
         if self.backbone.kind == "decoder" and not bool(mask[:, -1].all()):
             raise ConfigError("a decoder goes on from the last column, and some row ends in padding; pad on the left")
         whole = {**batch, "attention_mask": mask}
         return self._each_pass(names, lambda rows, own: self._generated(whole, rows, own, decoding))
 
+    @in_turn
     @torch.no_grad()
     def predict(
         self, texts: Sequence[str | Sequence[str]], tasks: str | RowTasks, *, batch_size: int = 32
@@ -119,20 +136,19 @@ class TaskBank(Residents):
 
         texts: a text, or all texts of a pair, or the words of a token-classification row. tasks: one name, or one for each text.
         Each is read as its task was trained (columns, template, longest row) and generated as it says (`data["generation"]`).
+        Nothing is in training mode meanwhile.
         """
-        names = [tasks] * len(texts) if isinstance(tasks, str) else list(tasks)
-        if len(names) != len(texts) or None in names:
-            raise ConfigError(f"{len(texts)} texts need {len(texts)} names of tasks, one for each; got {names[:8]}")
-        known = [self._known(str(name)) for name in names]
+        known = [self._known(name) for name in text_names(texts, tasks, batch_size)]
         tokens = Tokens(self.backbone)
         readers = {name: RowReader(self.tasks[name], tokens) for name in dict.fromkeys(known)}
         given = [text if isinstance(text, str) else list(text) for text in texts]
-        parts = [_parts(text, readers[name]) for text, name in zip(given, known, strict=True)]
+        parts = [parts_of(text, readers[name]) for text, name in zip(given, known, strict=True)]
         rows = [readers[name].read(part) for part, name in zip(parts, known, strict=True)]
         found: dict[int, Prediction] = {}
-        for group in _alike(rows, known, self.tasks, batch_size):
-            answers = self._answered([rows[i] for i in group], [known[i] for i in group], [parts[i] for i in group])
-            found |= dict(zip(group, answers, strict=True))
+        with out_of_training(self.backbone, [self.tasks[name] for name in readers]):
+            for group in alike(rows, known, self.tasks, batch_size):
+                answers = self._answered([rows[i] for i in group], [known[i] for i in group], [parts[i] for i in group])
+                found |= dict(zip(group, answers, strict=True))
         return [found[index] for index in range(len(texts))]
 
     def _answered(self, rows: list[Row], names: list[str], parts: list[list[str]]) -> list[Prediction]:
@@ -254,13 +270,8 @@ class TaskBank(Residents):
                 torch.manual_seed(decoding.seed)
             return generate(self.backbone, part, decoding.settings(), prompts)
 
-    def _names(self, batch: Mapping[str, Tensor], tasks: Sequence[str | None]) -> list[str | None]:
-        rows = len(next(iter(batch.values())))
-        if len(tasks) != rows:
-            raise ConfigError(
-                f"the batch has {rows} rows but {len(tasks)} task names were given; give one for each row."
-            )
-        return [None if name is None else self._known(name) for name in tasks]
+    def _names(self, batch: Mapping[str, Tensor], tasks: str | Sequence[str | None]) -> list[str | None]:
+        return [None if name is None else self._known(name) for name in row_names(batch, tasks)]
 
     def _again(self, states: Tensor) -> Tensor:
         """Gradient checkpointing runs the hooks again during backward, and then wants this call's routing."""
@@ -276,23 +287,6 @@ class TaskBank(Residents):
 
             states.register_hook(during)
         return states
-
-
-def _parts(text: str | list[str], reader: RowReader) -> list[str]:
-    """A row's texts, or words."""
-    if isinstance(text, list):
-        return text
-    return text.split() if reader.kind == "token-classification" else [text]
-
-
-def _alike(rows: Sequence[Row], names: Sequence[str], tasks: Mapping[str, Task], most: int) -> list[list[int]]:
-    """Batches of like length whose rows all classify, or all generate in the same way."""
-    sorts: dict[str, list[int]] = {}
-    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].ids)):
-        head = tasks[names[index]].head
-        writes = head is not None and head.kind == "generation"
-        sorts.setdefault(repr(tasks[names[index]].data.get("generation")) if writes else "", []).append(index)
-    return [own[at : at + most] for own in sorts.values() for at in range(0, len(own), most)]
 
 
 def _pick(batch: Mapping[str, Tensor], rows: list[int]) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ Two heads train nothing, and let the frozen language model speak: `generation`, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -64,6 +64,9 @@ class Head:
                 f"{len(self.verbaliser)} words and kind {self.kind}"
             )
         trained = {"classification": 2, "token-classification": 2, "multi-label": 1, "regression": 0}
+        object.__setattr__(self, "labels", _names(self.labels))
+        if self.kind == "regression" and len(self.labels) > 1:
+            raise ConfigError(f"a regression head predicts one number and has no labels, got {list(self.labels)}")
         least = trained.get(self.kind, 0)
         if len(self.labels) < least:
             raise ConfigError(f"a {self.kind} head needs at least {least} label names, got {len(self.labels)}")
@@ -79,6 +82,16 @@ class Head:
     def outputs(self) -> int:
         """Scores per text (or token)."""
         return len(self.labels) or 1
+
+
+def _names(labels: Any) -> tuple[Any, ...]:
+    """Labels as a tuple of what json has words for, also where an array, a list or a view of a dictionary was given."""
+    if isinstance(labels, str | set | frozenset) or not isinstance(labels, Iterable):
+        raise ConfigError(f'Head.labels must be a tuple of names, such as ("no", "yes"), got {labels!r}')
+    plain = tuple(one.item() if hasattr(one, "item") else one for one in labels)
+    if wrong := [one for one in plain if not isinstance(one, str | int | float)]:
+        raise ConfigError(f"Head.labels must be names, got {wrong[0]!r}")
+    return plain
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -275,16 +288,3 @@ def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[Reader | Non
         for row, score in zip(rows, ops.linear(read, weight, bias).unbind(), strict=True):
             found[row] = score
     return found
-
-
-def loss(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss. labels: (B,) int64; (B, C) 0/1 for multi-label; (B,) float for regression; (B, T) int64, -100 where
-    there is no label, for token classification; for generation scores (K, V) and labels (K,), of the target tokens."""
-    labels = labels.to(scores.device)
-    if head.kind == "multi-label":
-        return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
-    if head.kind == "regression":
-        return F.mse_loss(scores.squeeze(-1), labels.to(scores.dtype))
-    if head.kind == "token-classification":
-        return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
-    return F.cross_entropy(scores, labels)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from intarsia.errors import TaskError
 from intarsia.heads import FrozenHead
 from intarsia.task import Task
 
@@ -44,9 +45,36 @@ class LightTask(Task):
         head: Any = self.head_module
         return super().trained_parameters() + (0 if head is None else head.weight.numel() + head.bias.numel())
 
+    def state_dict(self, *_args: Any, **_more: Any) -> Any:
+        """Not here: TaskError."""
+        raise TaskError(held(self.name))
+
+    load_state_dict = __reduce__ = __deepcopy__ = state_dict  # type: ignore[assignment]
+
+    def requires_grad_(self, requires_grad: bool = True) -> LightTask:
+        """It takes none."""
+        if requires_grad:
+            raise TaskError(held(self.name))
+        return self
+
+    def train(self, mode: bool = True) -> LightTask:
+        """It only answers; what it shares with others stays as it is."""
+        return self
+
+    def _apply(self, *_args: Any, **_more: Any) -> LightTask:
+        return self  # `to`, `double` and the like: the bank decides
+
 
 for _name, _value in _UNUSED.items():
     setattr(LightTask, _name, _value)
+
+
+def held(name: str) -> str:
+    """What to do about a stored task's tensors."""
+    return (
+        f"the tensors of task {name!r} are in a bank's memory; bank.evict({name!r}) gives the task with them, to save, copy or "
+        "train it further"
+    )
 
 
 def facts(task: Task) -> dict[str, Any]:

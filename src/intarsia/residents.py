@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from intarsia.backbone import Backbone
 from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
-from intarsia.errors import TaskError, nearest
+from intarsia.errors import ConfigError, TaskError, nearest
+from intarsia.light import LightTask, held
 from intarsia.modes import own_modes
 from intarsia.ops import Before, Own, Summed, fused
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
@@ -22,12 +24,17 @@ from intarsia.shelf import Shelf
 from intarsia.sites import Role, Site
 from intarsia.storage import Form, Live, Stored
 from intarsia.task import Task
+from intarsia.turns import in_turn
 
 
 class Residents:
     """Tasks on one backbone, the hooks that they need, and the routing of rows to them."""
 
     def __init__(self, backbone: Backbone, capacity: int | None) -> None:
+        if not isinstance(backbone, Backbone):
+            raise ConfigError(
+                f"a bank needs a Backbone, got {type(backbone).__name__}; make one with Backbone.load(name) or Backbone.wrap(model)"
+            )
         self.backbone = backbone
         self.tasks: dict[str, Task] = {}
         """By name. A stored task's head, labels, data and metrics are in it; its tensors are the bank's, until `evict`."""
@@ -46,13 +53,14 @@ class Residents:
         self._default = self._route = PLAIN
         self._active: str | None = None
 
+    @in_turn
     @own_modes()
     def add(self, task: Task, name: str | None = None) -> None:
         """Makes a task resident, under its own name or another. TaskError when the name is taken or it is another backbone's."""
+        self._check(task)
         name = name or task.name
         if name in self.tasks or name in self.aliases:
             raise TaskError(f"the bank already holds a task named {name!r}; evict it first or give another name.")
-        self._check(task)
         frozen = not any(parameter.requires_grad for parameter in task.parameters())
         resident = self._shelf.store(task, self.backbone.dtype) if frozen else Live(task)
         self._hook_all(task)
@@ -61,12 +69,15 @@ class Residents:
         self._residents[name] = resident
         self.tasks[name] = resident.task
 
+    @in_turn
     def load(self, folder: str | Path, name: str | None = None) -> Task:
         """Loads a task folder into the bank's memory, under its own name or another, and returns what `tasks` holds of it."""
         task = Task.load(folder, self.backbone).requires_grad_(False)
         self.add(task, name)
         return self.tasks[name or task.name]
 
+    @in_turn
+    @own_modes()
     def evict(self, name: str) -> Task:
         """Takes a task out and returns it, with its tensors; sites that no other task uses lose their hooks."""
         resident = self._residents[self._known(name)]
@@ -74,6 +85,7 @@ class Residents:
         self.discard(name)
         return task
 
+    @in_turn
     def discard(self, name: str) -> None:
         """As `evict`, and the task is gone."""
         name = self._known(name)
@@ -91,6 +103,7 @@ class Residents:
             else:
                 hooks.remove()
 
+    @in_turn
     def replace(self, name: str, task: Task) -> None:
         """Puts another task in a resident one's place; its aliases stay. TaskError, and nothing changed, when it does not fit."""
         name = self._known(name)
@@ -119,12 +132,14 @@ class Residents:
             if name is not None and isinstance(resident, Stored) and self._residents.get(name) is resident
         )
 
+    @in_turn
     def alias(self, alias: str, name: str) -> None:
         """Another name for a resident task; an alias that exists is moved."""
         if alias in self.tasks:
             raise TaskError(f"the bank already holds a task named {alias!r}; choose another alias.")
         self.aliases[alias] = self._known(name)
 
+    @in_turn
     def detach(self) -> None:
         """Takes all tasks out; the backbone's outputs are as before, to the bit."""
         for name in list(self.tasks):
@@ -149,6 +164,7 @@ class Residents:
         """Of the stored tasks that are paged out."""
         return self._shelf.paged
 
+    @in_turn
     def activate(self, name: str | None) -> None:
         """The task of every row when the model itself is called, as in a user's own loop over `backbone.model`; None: none."""
         self._active = None if name is None else self._known(name)
@@ -211,7 +227,16 @@ class Residents:
             self._shelf.fetch([name])
         return route_of(self._residents[name])
 
+    def __reduce__(self) -> Any:
+        """Its hooks call this bank, so those on a copy of the model would ask the wrong one, and answer as the plain backbone."""
+        raise TaskError(
+            "a bank is hooked on its backbone, and is neither copied nor pickled; save its tasks, and load them into a bank of "
+            "their own on the copy"
+        )
+
     def _known(self, name: str) -> str:
+        if not isinstance(name, str):
+            raise TaskError(f"a bank is asked for tasks by their names, got {type(name).__name__}; give task.name")
         name = self.aliases.get(name, name)
         if name not in self.tasks:
             known = list(self.tasks)
@@ -221,9 +246,14 @@ class Residents:
         return name
 
     def _check(self, task: Task) -> None:
+        if not isinstance(task, Task):
+            raise TaskError(f"a bank takes a Task, got {type(task).__name__}; load folders with bank.load(folder)")
+        if isinstance(task, LightTask):
+            raise TaskError(held(task.name))
         if task.backbone_info["fingerprint"] != self.backbone.fingerprint:
             raise TaskError(
-                f"task {task.name!r} was made for backbone {task.backbone_info['name']!r}, the bank's is {self.backbone.name!r}."
+                f"task {task.name!r} was made for backbone {task.backbone_info['name']!r} (fingerprint "
+                f"{task.backbone_info['fingerprint']}), the bank's is {self.backbone.name!r} ({self.backbone.fingerprint})."
             )
         known = {site.key for site in self.backbone.sites}
         if missing := [key for key in task.sites if key not in known]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from intarsia.heads import FrozenHead
 from intarsia.light import LightTask, facts
 from intarsia.methods import Delta, EmbeddingDelta, ProjectionDelta
+from intarsia.modes import own_modes
 from intarsia.ops import ALIGN, At, Rows
 from intarsia.ops.reference import Weight
 from intarsia.sites import Role
@@ -161,8 +162,8 @@ class Form:
 
     def unpack(self, flat: Tensor, task: Task) -> Task:
         """The inverse of `pack`, into a copy of the light task."""
-        whole = copy.copy(task)
-        whole._modules = dict(task._modules)
+        whole = object.__new__(type(task))
+        vars(whole).update(vars(task), _modules=dict(task._modules))
         whole.deltas = nn.ModuleDict()
         pieces = self.pieces(flat)
         for key, shell in self.shells.items():
@@ -210,6 +211,7 @@ class Stored:
         own = head.nbytes if isinstance(head, FrozenHead) else 0
         return self.flat.numel() * self.flat.element_size() + own
 
+    @own_modes()
     def move(self, device: torch.device) -> None:
         """To the device, or from it."""
         self.flat = self.flat.to(device)

@@ -16,7 +16,7 @@ from intarsia import taskfile
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError, UnsupportedError
 from intarsia.heads import Head, HeadModule
-from intarsia.heads import loss as head_loss
+from intarsia.losses import loss as head_loss
 from intarsia.methods import (
     Delta,
     EmbeddingDelta,
@@ -35,6 +35,7 @@ class Task(nn.Module):
 
     def __init__(self, name: str, backbone: Backbone, method: Method, head: Head | None) -> None:
         super().__init__()
+        _checked(name, backbone, method, head)
         if not name or name != name.strip() or not name.isprintable() or "/" in name or "\\" in name:
             raise ConfigError(f"a task's name must be a word without slashes or surrounding blanks, got {name!r}")
         self.name = name
@@ -121,7 +122,7 @@ class Task(nn.Module):
         return names | ({"head_module.bias"} if self.head_module is not None else set())
 
     def loss(self, scores: Tensor, labels: Tensor) -> Tensor:
-        """The mean loss; see heads.loss for the shapes."""
+        """The mean loss; see losses.loss for the shapes."""
         if self.head is None:
             raise ConfigError(f"task {self.name!r} has no head; make it with Task.new(..., head=Head(...)).")
         return head_loss(self.head, scores, labels)
@@ -159,7 +160,7 @@ class Task(nn.Module):
         tensors = {name: tensor for name, tensor in self.tensors().items() if name.startswith("head")}
         for key, delta in self.deltas.items():
             tensors |= {_file_name(f"deltas.{key}.{name}"): x for name, x in delta.fold().state_dict().items()}  # type: ignore[operator, union-attr]
-        self.version = taskfile.write(Path(folder), description, tensors)
+        self.version = taskfile.write(Path(folder).expanduser(), description, tensors)
 
     @classmethod
     @own_modes()
@@ -168,7 +169,12 @@ class Task(nn.Module):
 
         TaskError when the folder is damaged or the backbone is another than the one it was trained on.
         """
-        description, tensors = taskfile.read(Path(folder))
+        if not isinstance(backbone, Backbone | None):
+            raise ConfigError(
+                f"a task is loaded onto a Backbone, got {type(backbone).__name__}; make one with Backbone.load(name) or "
+                "Backbone.wrap(model)"
+            )
+        description, tensors = taskfile.read(Path(folder).expanduser())
         info = description["backbone"]
         backbone = backbone if backbone is not None else Backbone.load(str(info.get("name")))
         if info.get("fingerprint") != backbone.fingerprint:
@@ -199,6 +205,20 @@ def _fp32() -> Iterator[None]:
         yield
     finally:
         torch.set_default_dtype(before)
+
+
+def _checked(name: object, backbone: object, method: object, head: object) -> None:
+    """ConfigError for what is of another type than `Task.new` takes."""
+    wanted = (
+        ("name", name, str, "a str"),
+        ("backbone", backbone, Backbone, "a Backbone, as Backbone.load(name) or Backbone.wrap(model) gives it"),
+        ("method", method, Method, "an object such as LoRA(rank=8)"),
+        ("head", head, Head | None, 'a Head, such as Head(labels=("no", "yes")), or None'),
+    )
+    for what, given, kind, text in wanted:
+        if not isinstance(given, kind):
+            got = f"the class {given.__name__}" if isinstance(given, type) else type(given).__name__
+            raise ConfigError(f"a task's {what} must be {text}; got {got}")
 
 
 def _file_name(name: str) -> str:

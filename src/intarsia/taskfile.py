@@ -44,12 +44,12 @@ def write(folder: Path, description: Mapping[str, Any], tensors: Mapping[str, Te
         ) from error
     blob = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
     full = {"format": FORMAT, **description, "tensors": {name: list(t.shape) for name, t in tensors.items()}}
-    full["content"] = _content(full, blob)
     try:
-        text = json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False).encode()
-    except ValueError as error:
+        full["content"] = _content(full, blob)
+        text = json.dumps(full, indent=1, ensure_ascii=False, allow_nan=False, default=_number).encode()
+    except (TypeError, ValueError) as error:
         raise TaskError(
-            f"{folder}: the task's metrics or data hold a value that json has no word for: {error}."
+            f"{folder}: the task's metrics or data hold a value that json has no word for: {error}; make it a float or a str."
         ) from None
     _finish(folder)
     # The new description waits beside the old one until the tensors are in place; killed anywhere, `read` finds a matching pair.
@@ -82,9 +82,16 @@ def _partial(target: Path, data: bytes) -> Path:
     return name
 
 
+def _number(value: Any) -> Any:
+    """A number of numpy or torch as Python's own, which json knows."""
+    if getattr(value, "ndim", None) == 0:
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is no number, str, list or dict")
+
+
 def _content(description: Mapping[str, Any], blob: bytes) -> str:
     rest = {key: value for key, value in description.items() if key != "content"}
-    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=True).encode()
+    canonical = json.dumps(rest, sort_keys=True, ensure_ascii=True, default=_number).encode()
     return hashlib.sha256(hashlib.sha256(blob).digest() + canonical).hexdigest()
 
 

@@ -11,7 +11,7 @@ from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError
 from intarsia.task import Task
-from methods.every import HEAD, METHODS, new_task, stir, usable, wrap
+from methods.every import HEAD, METHODS, PROMPTED, new_task, stir, usable, wrap
 
 
 def classifier(family="bert"):
@@ -265,3 +265,26 @@ def test_a_frozen_task_that_came_in_inference_mode_stands_beside_one_in_training
     frozen, own = bank(tiny.inputs("bert", rows=2), tasks=["frozen", live.name])
     (frozen.sum() + own.sum()).backward()
     assert all(parameter.grad is not None for parameter in live.parameters())
+
+
+@pytest.mark.parametrize("method", ["ptuning lstm", "ptuning mlp", "serial"])
+def test_a_step_under_autocast_trains_what_one_without_it_does(method):
+    backbone = wrap("bert")
+    task = stir(Task.new("t", backbone, {**METHODS, **PROMPTED}[method], HEAD)).eval()
+    bank, batch, labels = TaskBank(backbone, [task]), tiny.inputs("bert"), torch.tensor([0, 1, 2])
+    plain = bank.loss(batch, labels, "t")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = bank.loss(batch, labels, "t")
+    loss.backward()
+    assert loss.item() == pytest.approx(plain.item(), abs=0.05)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in task.parameters())
+
+
+@pytest.mark.parametrize("method", ["full", "top-layers"])
+def test_a_model_that_is_cast_after_a_task_came_takes_its_weights_in_the_new_dtype(method):
+    backbone = wrap("bert")
+    bank, batch = TaskBank(backbone, [new_task(backbone, method, name="t")]), tiny.inputs("bert")
+    with torch.no_grad():
+        before = bank(batch, tasks="t")
+        backbone.model.to(torch.float64)
+        torch.testing.assert_close(bank(batch, tasks="t"), before, rtol=0, atol=1e-4)

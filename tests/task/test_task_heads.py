@@ -2,14 +2,16 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import tiny
 from intarsia.bank import TaskBank
-from intarsia.errors import ConfigError
-from intarsia.heads import IGNORED, Head, HeadModule, loss, pool
+from intarsia.errors import ConfigError, TaskError
+from intarsia.heads import IGNORED, Head, HeadModule, pool
+from intarsia.losses import loss
 from intarsia.methods import HeadOnly
 from intarsia.task import Task
 from methods.every import wrap
@@ -155,6 +157,11 @@ BAD = {
     "no tags": (lambda: Head(kind="token-classification"), "at least 2 label names"),
     "no multi-labels": (lambda: Head(kind="multi-label"), "at least 1 label names"),
     "a label twice": (lambda: Head(labels=("a", "b", "a")), "differ from one another"),
+    "no names": (lambda: Head(labels=2), "must be a tuple of names"),
+    "one string": (lambda: Head(labels="ab"), "must be a tuple of names"),
+    "a set": (lambda: Head(labels={"a", "b"}), "must be a tuple of names"),
+    "a label is nothing": (lambda: Head(labels=("a", None)), "must be names, got None"),
+    "two numbers": (lambda: Head(kind="regression", labels=("a", "b")), "predicts one number"),
     "dropout 1": (lambda: Head(labels=("a", "b"), dropout=1.0), "dropout must be in [0, 1)"),
     "dropout nan": (lambda: Head(labels=("a", "b"), dropout=float("nan")), "got nan"),
 }
@@ -177,4 +184,44 @@ def test_a_head_cannot_be_changed():
 def test_a_tasks_name_must_be_a_word(name):
     with pytest.raises(ConfigError) as error:
         Task.new(name, wrap("bert"), HeadOnly())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "scores", "labels"),
+    [
+        ("regression", (4, 1), (4, 1)),
+        ("regression", (4, 1), (1,)),
+        ("regression", (4, 1), ()),
+        ("token-classification", (4, 5, 2), (5, 4)),
+    ],
+)
+def test_labels_of_another_shape_are_refused_where_torch_would_broadcast_them(kind, scores, labels):
+    head = Head(kind=kind, labels=() if kind == "regression" else ("a", "b"))
+    with pytest.raises(ConfigError, match="shape") as error:
+        loss(head, torch.zeros(scores), torch.zeros(labels, dtype=torch.long))
+    assert "\n" not in str(error.value)
+
+
+def test_labels_that_are_no_tensor_are_refused_in_one_line():
+    with pytest.raises(ConfigError, match=r"torch.tensor\(labels\)"):
+        loss(Head(labels=("a", "b")), torch.zeros(2, 2), [0, 1])
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], np.array(["a", "b"]), {"a": 0, "b": 1}.keys(), np.array([0, 1])])
+def test_labels_of_any_sequence_are_kept_as_plain_names(labels, tmp_path):
+    backbone = wrap("bert")
+    task = Task.new("t", backbone, HeadOnly(), Head(labels=labels))
+    task.metrics = {"accuracy": np.float32(0.5), "loss": torch.tensor(0.25), "rows": np.int64(3)}
+    task.save(tmp_path)
+    back = Task.load(tmp_path, backbone)
+    assert back.head.labels == task.head.labels == tuple(np.asarray(list(labels)).tolist())
+    assert back.metrics == {"accuracy": 0.5, "loss": 0.25, "rows": 3}
+
+
+def test_metrics_that_json_has_no_word_for_are_refused_in_one_line(tmp_path):
+    task = Task.new("t", wrap("bert"), HeadOnly(), Head(labels=("a", "b")))
+    task.metrics = {"scores": np.zeros(2)}
+    with pytest.raises(TaskError, match="ndarray") as error:
+        task.save(tmp_path)
     assert "\n" not in str(error.value)

@@ -9,17 +9,14 @@ B rows, H heads, T queries, S keys, P virtual positions, D width of a head.
 """
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from intarsia.backbone.attention_products import products, wants_products
-from intarsia.errors import BackboneError
 from intarsia.ops import Before, prefixed_attention
-from intarsia.sites import Site
 
 
 class Prefix(NamedTuple):
@@ -46,7 +43,7 @@ Result = tuple[Tensor, Tensor | None]
 # Names without "sdpa" or "flash" in them: transformers looks for those and takes other paths. Each has its own mask
 # function: with none registered, padding would silently be attended to.
 OVER = {"sdpa": "intarsia", "eager": "intarsia_eager"}
-EXTEND, WATCH, _RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
+EXTEND, WATCH, RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
 
 
 def _over_sdpa(
@@ -177,7 +174,7 @@ def _longer_bias(module: nn.Module, bias: Tensor, prefix: Prefix) -> Tensor:
     that stand right before the others (as after P cached tokens)."""
     assert prefix.key is not None
     length = prefix.key.shape[2]
-    table: Any = module.__dict__.get(_RELATIVE)
+    table: Any = module.__dict__.get(RELATIVE)
     if not prefix.offset or table is None:
         return nn.functional.pad(bias, (length, 0))
     queries, keys = bias.shape[-2:]
@@ -194,100 +191,3 @@ def register() -> None:
     for name, attend, mask in ((OVER["sdpa"], _over_sdpa, sdpa_mask), (OVER["eager"], _over_eager, eager_mask)):
         AttentionInterface.register(name, attend)
         AttentionMaskInterface.register(name, mask)
-
-
-class AttentionSeam:
-    """Switches one model to our attention function while anything is hooked there, and back afterwards."""
-
-    def __init__(self, model: Any, base: nn.Module) -> None:
-        # cuDNN's attention plans anew for every shape that it meets, for milliseconds, and rows of a batch that want the same thing
-        # come in ever other numbers; and while decoding it failed now and then (H100, torch 2.11: "mha_graph.execute").
-        torch.backends.cuda.enable_cudnn_sdp(False)
-        self.model, self.base = model, base
-        self.users = 0
-        self.before = ""
-
-    @property
-    def plain(self) -> bool:
-        """Whether attention is a softmax of scaled products and a mask: not eager, nor with T5's bias."""
-        relative = "relative_attention_num_buckets" in self.base.config.to_dict()  # type: ignore[union-attr]
-        return self.model.config._attn_implementation in ("sdpa", OVER["sdpa"]) and not relative
-
-    def extend(self, site: Site, change: Extend) -> "AttentionHook":
-        """Puts `change` at a KV site."""
-        return AttentionHook(self, self.base.get_submodule(site.module), EXTEND, change, self._table(site))
-
-    @contextmanager
-    def watching(self, sites: Sequence[Site], look: Callable[[Site, Tensor, Tensor], None]) -> Iterator[None]:
-        """look(site, keys, values) at every attention call of the sites meanwhile."""
-        hooks = []
-        for site in sites:
-
-            def watch(_module: nn.Module, key: Tensor, value: Tensor, site: Site = site) -> None:
-                look(site, key, value)
-
-            hooks.append(AttentionHook(self, self.base.get_submodule(site.module), WATCH, watch, None))
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def enter(self) -> None:
-        self.users += 1
-        if self.users > 1:
-            return
-        register()
-        self.before = self.model.config._attn_implementation
-        self.switch(OVER["eager" if self.before == "eager" else "sdpa"])
-
-    def leave(self) -> None:
-        self.users -= 1
-        if self.users == 0:
-            self.switch(self.before)
-
-    def switch(self, name: str) -> None:
-        """Lets the model call another attention function, by its name."""
-        from transformers import PreTrainedModel
-
-        self.model.set_attn_implementation(name)
-        if self.model.config._attn_implementation != name:
-            return  # transformers refused: this model does not call the interface
-        # Before 5.18 or so, stacks with a copy of the config (T5's) were left out.
-        for module in self.model.modules():
-            if isinstance(module, PreTrainedModel) and module.config._attn_implementation != name:
-                module.config._attn_implementation = name
-
-    def _table(self, site: Site) -> nn.Module | None:
-        """The attention of the site's stack that holds T5's relative bias: the first layer's; the others get its result."""
-        if site.cross:
-            return None
-        stack = site.module.partition(".")[0]
-        for path, module in self.base.named_modules():
-            if path.startswith(stack) and getattr(module, "has_relative_attention_bias", False):
-                return module
-        return None
-
-
-class AttentionHook:
-    """One function at one attention module; at most one of each sort at a time."""
-
-    def __init__(self, seam: AttentionSeam, module: nn.Module, slot: str, call: Any, table: nn.Module | None) -> None:
-        if slot in module.__dict__:
-            raise BackboneError(
-                "another bank on this backbone has prefixes already, and an attention takes them from one; put all tasks into one "
-                "bank, or detach() the other first"
-            )
-        self.seam, self.module, self.slot = seam, module, slot
-        # Past nn.Module's own __setattr__: the table must not become a submodule here, with keys in the state_dict.
-        module.__dict__[slot] = call
-        if slot == EXTEND:
-            module.__dict__[_RELATIVE] = table
-        seam.enter()
-
-    def remove(self) -> None:
-        """Takes it off; the model is as before."""
-        self.module.__dict__.pop(self.slot, None)
-        if self.slot == EXTEND:
-            self.module.__dict__.pop(_RELATIVE, None)
-        self.seam.leave()

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbone import hooks
-from intarsia.backbone.attention import AttentionSeam
 from intarsia.backbone.attention_products import wants_products
+from intarsia.backbone.attention_seam import AttentionSeam
 from intarsia.backbone.embedded import embedded_folder
 from intarsia.backbone.ending import Ending, at_places
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
@@ -26,6 +26,7 @@ from intarsia.backbone.inspection import inspect_family
 from intarsia.backbone.loading import (
     QUANTISED,
     cast,
+    check_model,
     choose_device,
     choose_dtype,
     from_pretrained,
@@ -39,9 +40,11 @@ from intarsia.backbone.plain import Plain, find_plain
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.residuals import Call, left_to_norms, norms_a_sum
 from intarsia.backbone.reuse import standing_in
+from intarsia.errors import ConfigError
 from intarsia.modes import own_modes
 from intarsia.sites import Role, Site
 from intarsia.staged import to_device
+from intarsia.turns import Turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +68,8 @@ class Backbone(Facts):
         """Whether the model is told each token's position."""
         self.attention = AttentionSeam(model, self.base)
         """Where keys and values of virtual positions go in."""
+        self.turns = Turns()
+        """Whose turn it is to call the model: banks on it may be called from several threads."""
         self.pretrained = Pretrained(self)
         """What a method may read of the frozen model when it builds a task."""
         if family.inspected:
@@ -74,7 +79,14 @@ class Backbone(Facts):
 
     @classmethod
     @own_modes()
-    def load(cls, name: str, *, dtype: str = "auto", device: str = "auto", language_model: bool = False) -> Backbone:
+    def load(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        dtype: str | torch.dtype = "auto",
+        device: str | torch.device = "auto",
+        language_model: bool = False,
+    ) -> Backbone:
         """A backbone by hub name, local folder, or `embedded:minilm` / `embedded:smollm2`.
 
         dtype: float32, bfloat16, float16, auto (bfloat16 where the hardware multiplies it fast), or int8 or nf4 (weights of the
@@ -82,6 +94,12 @@ class Backbone(Facts):
         device: as torch names them, or auto. Causal and encoder-decoder checkpoints keep their language-model head; encoders
         come with their masked language model's only if `language_model`, as a verbaliser needs it.
         """
+        if not isinstance(name, str | os.PathLike):
+            raise ConfigError(
+                f"a backbone is loaded by a hub name, a folder or embedded:minilm, got {type(name).__name__}; of a model make "
+                "one with Backbone.wrap(model)"
+            )
+        name, dtype = os.fspath(name), str(dtype).removeprefix("torch.")
         where = choose_device(device)
         kind = choose_dtype(dtype, where)
         embedded = name.startswith("embedded:")
@@ -106,6 +124,7 @@ class Backbone(Facts):
     ) -> Backbone:
         """Any transformers model, with its own head if it has one; frozen here. `family`: the sites by hand, for models that
         neither the table nor the inspection knows."""
+        check_model(model, tokenizer)
         _freeze(model)  # before it is inspected: with dropout on, the same token has other states in every pass
         row = family if family is not None else _family(model)
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__

@@ -114,7 +114,7 @@ class Entrance:
         """Installs the hooks; `ask` tells each call's prompts."""
 
         def before(_module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
-            self.layout = None
+            self.layout = self.pending = None  # a call that failed may have left some
             given = self._named(args, kwargs)
             entry = given.get("input_ids", given.get("pixel_values", given.get("inputs_embeds")))
             prompts = None if entry is None else ask(entry.shape[0])
@@ -167,8 +167,8 @@ class Entrance:
         given["attention_mask"] = layout.mask
         if (types := given.get("token_type_ids")) is not None:
             given["token_type_ids"] = nn.functional.pad(types, (0, prompts.vectors.shape[1])).gather(1, layout.order)
-        if "position_ids" in self.takes and (layout.back is not None or "position_ids" not in given):
-            given["position_ids"] = self._positions(layout.mask, prompts)
+        if "position_ids" in self.takes:
+            given["position_ids"] = self._moved(given.get("position_ids"), mask, layout, prompts)
         return given
 
     def _enter_block(self, given: dict[str, Any], prompts: Prompts) -> dict[str, Any]:
@@ -201,6 +201,17 @@ class Entrance:
         positions = positions_of(mask, self.first_position)
         return positions if prompts.offset is None else positions + prompts.offset[:, None]
 
+    def _moved(self, own: Tensor | None, mask: Tensor, layout: Layout, prompts: Prompts) -> Tensor:
+        """Each column's position. own: the caller's of the tokens, (B, T) or (1, T), which keep what sets them apart from a count;
+        mask: (B, T) of the tokens."""
+        if own is not None and layout.back is None:  # no token moves
+            return own
+        positions = self._positions(layout.mask, prompts)
+        if own is None:
+            return positions
+        apart = own - positions_of(mask, self.first_position)
+        return positions + nn.functional.pad(apart, (0, prompts.vectors.shape[1])).gather(1, layout.order)  # type: ignore[union-attr]
+
     def _shift(self, given: dict[str, Any], prompts: Prompts) -> None:
         """Moves the positions of rows whose prefix counts as tokens."""
         if prompts.offset is None:
@@ -224,11 +235,17 @@ class Entrance:
         layout, self.layout = self.layout, None
         if layout.back is None:
             return output
-        output.last_hidden_state = at_places(output.last_hidden_state, layout.back)
-        pooler = getattr(self.base, "pooler", None)
+        states, pooler = at_places(output[0], layout.back), getattr(self.base, "pooler", None)
+        # What was pooled is of the first column, which may be a virtual token's.
+        if isinstance(output, tuple):  # of a caller who wants no dictionary
+            if isinstance(pooler, nn.Module) and len(output) > 1 and isinstance(output[1], Tensor):
+                return states, pooler(states), *output[2:]
+            return states, *output[1:]
+        output.last_hidden_state = states
         if getattr(output, "pooler_output", None) is not None and isinstance(pooler, nn.Module):
-            # It was made from the first column, which may be a virtual token's.
-            output.pooler_output = pooler(output.last_hidden_state)
+            output.pooler_output = pooler(states)
+        if getattr(output, "hidden_states", None) is not None:
+            output.hidden_states = tuple(at_places(own, layout.back) for own in output.hidden_states)
         return output
 
     def _decoder_mask(self, _module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

@@ -168,9 +168,6 @@ class Facts:
     @property
     def checkpointing(self) -> bool:
         """Whether gradient checkpointing is on: the trunk's modules run again during backward."""
-        renamed = hasattr(
-            type(self.model), "is_activation_checkpointing"
-        )  # transformers 5.20 deprecates the other name
-        return bool(
-            getattr(self.model, "is_activation_checkpointing" if renamed else "is_gradient_checkpointing", False)
-        )
+        # transformers 5.20 deprecates the other name. Of the object: wrappers (torch.compile, peft) hand on what they have not.
+        renamed = getattr(self.model, "is_activation_checkpointing", None)
+        return bool(getattr(self.model, "is_gradient_checkpointing", False) if renamed is None else renamed)

@@ -186,14 +186,13 @@ def at_parameter(model: nn.Module, base: nn.Module, site: Site, replace: Replace
 def _swap(module: nn.Module, name: str, while_running: set[nn.Module], replace: Replace) -> list[RemovableHandle]:
     original = module._parameters[name]
     assert original is not None
-    dtype = original.dtype
     running = 0
 
     def put(_module: nn.Module, _args: tuple) -> None:
         nonlocal running
         running += 1
         if running == 1 and (new := replace()) is not None:
-            module._parameters[name] = new.to(dtype)  # type: ignore[assignment]
+            module._parameters[name] = new.to(original.dtype)  # type: ignore[assignment]
 
     def restore(_module: nn.Module, _args: tuple, _y: object) -> None:
         nonlocal running

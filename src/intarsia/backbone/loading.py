@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from intarsia.backbone.facts import trunk
-from intarsia.errors import BackboneError, ConfigError, nearest
+from intarsia.errors import BackboneError, ConfigError, UnsupportedError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -28,12 +28,12 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r} was asked for, but torch sees no CUDA device here; give --device cpu.")
@@ -145,6 +145,23 @@ def from_pretrained(folder: str, name: str, *, language_model: bool = False) -> 
             "be random. Give a complete checkpoint."
         )
     return model
+
+
+def check_model(model: object, tokenizer: object) -> None:
+    """Refuses what `Backbone.wrap` cannot take. peft's virtual tokens come in by its own wrapper, which a task's pass goes past."""
+    if not isinstance(model, torch.nn.Module) or not hasattr(model, "base_model"):
+        raise ConfigError(
+            f"Backbone.wrap takes a transformers model, got {type(model).__name__}; Backbone.load(name) loads one by its name"
+        )
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UnsupportedError(
+            "the model has a prompt or prefix of peft's, which would be left out; wrap model.get_base_model(), and train it with "
+            "PromptTuning or PrefixTuning here"
+        )
+    if tokenizer is not None and not callable(tokenizer):
+        raise ConfigError(
+            f"tokenizer must be a tokenizer object, got {tokenizer!r}; AutoTokenizer.from_pretrained(name) loads one"
+        )
 
 
 def load_tokenizer(folder: str) -> PreTrainedTokenizerBase | None:

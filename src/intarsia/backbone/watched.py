@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from intarsia.backbone.attention import WATCH, AttentionHook, AttentionSeam
+from intarsia.backbone.attention import WATCH
+from intarsia.backbone.attention_seam import AttentionHook, AttentionSeam
 from intarsia.backbone.hooks import first_argument, first_output
 
 if TYPE_CHECKING:

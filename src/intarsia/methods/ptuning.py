@@ -128,8 +128,8 @@ def _lstm(x: Tensor, weights: list[Tensor]) -> Tensor:
     """x: (N, P, E). Returns (N, P, 2 hidden). weights: in nn.LSTM's order, (N, ...) each."""
     start = x.new_zeros(2 * LSTM_LAYERS, 1, weights[1].shape[2])
     outputs = []
-    # cuDNN wants all weights in one piece of memory, and warns of slices.
-    with torch.backends.cudnn.flags(enabled=False):
+    # cuDNN wants all weights in one piece of memory, and warns of slices. Under autocast some processors have no LSTM in bf16.
+    with torch.backends.cudnn.flags(enabled=False), torch.autocast(x.device.type, enabled=False):
         for task, row in enumerate(x):
             own = [weight[task] for weight in weights]
             # input, (h, c), weights, has biases, layers, dropout, training, bidirectional, batch first

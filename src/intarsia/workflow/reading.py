@@ -134,7 +134,11 @@ def typed_rows(texts: Sequence[str | tuple[str, ...]], task: Task) -> Rows:
     rows: list[tuple[str, ...]] = []
     for number, text in enumerate(texts, 1):
         parts = tuple(text.split()) if isinstance(text, str) and kind == "token-classification" else text
-        row = (parts,) if isinstance(parts, str) else tuple(parts)
+        row: tuple[Any, ...] = (
+            (parts,) if isinstance(parts, str) else tuple(parts) if isinstance(parts, tuple | list) else (parts,)
+        )
+        if wrong := [part for part in row if not isinstance(part, str)]:
+            raise DataError(f"text {number} must be a str, got {type(wrong[0]).__name__}")
         if not row or not all(part.strip() for part in row):
             raise DataError(f"text {number} is empty; expected at least one word")
         if kind != "token-classification" and len(row) != columns:

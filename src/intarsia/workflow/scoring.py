@@ -123,6 +123,8 @@ def predict(
     words, or a str that is split at blanks. Or data: embedded:NAME, hub:NAME (and `split`), or a file. Everything else as
     for `evaluate`.
     """
+    if isinstance(texts, str):
+        raise ConfigError(f"predict takes a list of texts, got one str; give [{texts[:40]!r}]")
     if (texts is None) == (data is None):
         raise ConfigError("predict needs texts or data: give --text (once for each text) or --data, not both")
     _check_split(split)

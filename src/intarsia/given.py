@@ -1,0 +1,99 @@
+"""What callers of a bank give: batches, names of tasks, texts; what is none of these is said in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+
+from intarsia.backbone import Backbone
+from intarsia.errors import ConfigError
+from intarsia.rows import Row, RowReader
+from intarsia.task import Task
+
+
+def rows_in(batch: Mapping[str, Tensor]) -> int:
+    """How many rows a batch has; ConfigError for what is no batch."""
+    entries: Any = batch if isinstance(batch, Mapping) else {}
+    if not entries or not all(isinstance(own, Tensor) for own in entries.values()):
+        got = ", ".join(f"{k}: {type(v).__name__}" for k, v in entries.items()) or type(batch).__name__
+        raise ConfigError(
+            "a batch is tensors (rows, tokens) by name, as backbone.tokenizer(texts, padding=True, return_tensors='pt') gives "
+            f"them; got {got}"
+        )
+    return len(next(iter(entries.values())))
+
+
+def row_names(batch: Mapping[str, Tensor], tasks: Any) -> list[Any]:
+    """The name for each row; ConfigError where there is not one for each."""
+    rows = rows_in(batch)
+    if isinstance(tasks, str):
+        return [tasks] * rows
+    if not isinstance(tasks, Sequence):
+        raise ConfigError(
+            "tasks must be the name of a task, or a list with a name for each row (None: the plain backbone); "
+            f"got {type(tasks).__name__}"
+        )
+    if len(tasks) != rows:
+        raise ConfigError(f"the batch has {rows} rows but {len(tasks)} task names were given; give one for each row.")
+    return list(tasks)
+
+
+def check_targets(batch: Mapping[str, Tensor], labels: Any, *, encoder_decoder: bool) -> None:
+    """ConfigError unless there is a label for each token that is written."""
+    rows_in(batch)
+    name = "decoder_input_ids" if encoder_decoder else "input_ids"
+    if not isinstance(labels, Tensor) or name not in batch or labels.shape != batch[name].shape:
+        shape = list(batch[name].shape) if name in batch else "a batch without it"
+        got = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise ConfigError(
+            f"generation wants a tensor of labels like {name}, {shape}, -100 where nothing is learnt; got {got}"
+        )
+
+
+def text_names(texts: Any, tasks: Any, batch_size: int) -> list[str]:
+    """The name for each text; ConfigError where there is not one for each."""
+    if isinstance(texts, str) or not hasattr(texts, "__len__"):
+        raise ConfigError(f"predict takes a list of texts, got {type(texts).__name__}; give [text], or list(texts)")
+    if batch_size < 1:
+        raise ConfigError(f"batch_size must be at least 1, got {batch_size}")
+    names = [tasks] * len(texts) if isinstance(tasks, str) else list(tasks) if hasattr(tasks, "__len__") else []
+    if len(names) != len(texts) or None in names:
+        raise ConfigError(
+            f"{len(texts)} texts need {len(texts)} names of tasks, one for each; got {names[:8] or type(tasks).__name__}"
+        )
+    return names
+
+
+def parts_of(text: str | list[str], reader: RowReader) -> list[str]:
+    """A row's texts, or words."""
+    if isinstance(text, list):
+        return text
+    return text.split() if reader.kind == "token-classification" else [text]
+
+
+def alike(rows: Sequence[Row], names: Sequence[str], tasks: Mapping[str, Task], most: int) -> list[list[int]]:
+    """Batches of like length whose rows all classify, or all generate in the same way."""
+    sorts: dict[str, list[int]] = {}
+    for index in sorted(range(len(rows)), key=lambda index: len(rows[index].ids)):
+        head = tasks[names[index]].head
+        writes = head is not None and head.kind == "generation"
+        sorts.setdefault(repr(tasks[names[index]].data.get("generation")) if writes else "", []).append(index)
+    return [own[at : at + most] for own in sorts.values() for at in range(0, len(own), most)]
+
+
+@contextmanager
+def out_of_training(backbone: Backbone, tasks: Sequence[Task]) -> Iterator[None]:
+    """No dropout meanwhile, in the backbone or in these tasks."""
+    trunk, training = backbone.model.training, [task for task in tasks if task.training]
+    try:
+        backbone.train_mode(False)
+        for task in training:
+            task.eval()
+        yield
+    finally:
+        backbone.train_mode(trunk)
+        for task in training:
+            task.train()
