@@ -158,7 +158,7 @@ def check_model(model: object, tokenizer: object) -> None:
             "the model has a prompt or prefix of peft's, which would be left out; wrap model.get_base_model(), and train it with "
             "PromptTuning or PrefixTuning here"
         )
-    if tokenizer is not None and not callable(tokenizer):
+    if isinstance(tokenizer, str | os.PathLike):
         raise ConfigError(
             f"tokenizer must be a tokenizer object, got {tokenizer!r}; AutoTokenizer.from_pretrained(name) loads one"
         )
