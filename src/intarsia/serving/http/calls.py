@@ -18,7 +18,7 @@ Inbox = asyncio.Queue[tuple[int, Event | None]]
 class Call:
     """One question at the engine, and where the events that come of it are put."""
 
-    def __init__(self, service: Service, question: Question, number: int = 0, inbox: Inbox | None = None) -> None:
+    def __init__(self, service: Service, question: Question, number: int, inbox: Inbox | None) -> None:
         """inbox: several calls may have one. Raises what `Engine.submit` raises."""
         self._loop = asyncio.get_running_loop()
         self._post = service.post
@@ -49,14 +49,15 @@ async def _next(inbox: Inbox) -> tuple[int, Event]:
     return number, event
 
 
-def asked(service: Service, questions: Sequence[Question]) -> list[Call | IntarsiaError]:
-    """Queues all of one request, on the same versions of their tasks. An error in the place of each that cannot be."""
+def asked(service: Service, questions: Sequence[Question], inbox: Inbox | None = None) -> list[Call | IntarsiaError]:
+    """Queues all of one request, on the same versions of their tasks. An error in the place of each that cannot be. inbox: of all;
+    None: each has one."""
     calls: list[Call | IntarsiaError] = []
     try:
         with service.engine.still():
-            for question in questions:
-                calls.append(_called(service, question))  # noqa: PERF401 - what was called before a bug must be cancelled
-    except BaseException:
+            for number, question in enumerate(questions):
+                calls.append(_called(service, question, number, inbox))
+    except BaseException:  # what was called before a bug
         _cancel(calls)
         raise
     return calls
@@ -68,9 +69,9 @@ async def answers(request: Request, calls: Sequence[Call | IntarsiaError]) -> li
         return [call if isinstance(call, IntarsiaError) else await _answer(call) for call in calls]
 
 
-def _called(service: Service, question: Question) -> Call | IntarsiaError:
+def _called(service: Service, question: Question, number: int, inbox: Inbox | None) -> Call | IntarsiaError:
     try:
-        return Call(service, question)
+        return Call(service, question, number, inbox)
     except IntarsiaError as error:
         return error
 
@@ -126,14 +127,10 @@ async def pieces(
     """The outputs as they come, each piece with its question's number; closing the iterator, hanging up, or the failure of one ends
     the work at the engine."""
     inbox: Inbox = asyncio.Queue()
-    calls: list[Call] = []
-    try:
-        with service.engine.still():
-            for number, question in enumerate(questions):
-                calls.append(Call(service, question, number, inbox))
-    except BaseException:
+    calls = asked(service, questions, inbox)
+    if failed := [call for call in calls if isinstance(call, IntarsiaError)]:
         _cancel(calls)
-        raise
+        raise failed[0]
     with _unless_left(request, calls):
         left = len(calls)
         while left:
