@@ -116,6 +116,7 @@ FIELDS = {
     "a number for a text": ("/v1/classify", {"task": "mood", "text": 3}, "text"),
     "a misspelt field": ("/v1/classify", {**GOOD, "treshold": 1}, "treshold: is not known"),
     "a task's name without end": ("/v1/classify", {"task": "m" * 300, "text": "abc"}, "task"),
+    "outputs without end": ("/v1/completions", {**WRITE, "prompt": ["a"] * 9, "n": 10**4299}, "n: "),
     "no output": ("/v1/completions", {**WRITE, "n": 0}, "n: "),
     "no prompt": ("/v1/completions", {**WRITE, "prompt": []}, "prompt"),
     "tokens for a prompt": ("/v1/completions", {**WRITE, "prompt": [1, 2]}, "prompt"),

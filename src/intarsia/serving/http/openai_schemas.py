@@ -54,7 +54,7 @@ class Generation(BaseModel):
     user: str | None = None
     """Taken and not used."""
 
-    n: Annotated[int, Field(ge=1, json_schema_extra={"maximum": MOST_CHOICES})] = 1
+    n: Annotated[int, Field(ge=1, le=MOST_TOKENS, json_schema_extra={"maximum": MOST_CHOICES})] = 1
     """Outputs of each prompt: the first with the seed, the next with the seed plus one, and so on."""
     presence_penalty: Zero = 0
     frequency_penalty: Zero = 0
