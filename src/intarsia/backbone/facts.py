@@ -168,6 +168,10 @@ class Facts:
     @property
     def checkpointing(self) -> bool:
         """Whether gradient checkpointing is on: the trunk's modules run again during backward."""
-        # transformers 5.20 deprecates the other name. Of the object: wrappers (torch.compile, peft) hand on what they have not.
-        renamed = getattr(self.model, "is_activation_checkpointing", None)
-        return bool(getattr(self.model, "is_gradient_checkpointing", False) if renamed is None else renamed)
+        return any(module.gradient_checkpointing for module in self._checkpointed)
+
+    @cached_property
+    def _checkpointed(self) -> list[Any]:
+        """Modules that may be told to run again. transformers' own question looks for them among all modules, each time, and it is
+        asked in every pass."""
+        return [module for module in self.model.modules() if hasattr(module, "gradient_checkpointing")]
