@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from intarsia import ops
-from intarsia.ops.frozen import side_by_side
+from intarsia.ops.frozen import ROWS, side_by_side
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 TYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -14,7 +14,7 @@ TYPES = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 def usable(dtype):
     try:
-        ops.reordered(torch.ones(2, 2, dtype=dtype))
+        ops.Reordered([torch.ones(2, 2, dtype=dtype)]).forward(1)
     except RuntimeError as error:
         return str(error)
     return None
@@ -32,7 +32,7 @@ def test_values_and_gradients_are_those_of_a_linear_layer(dtype, rows, inputs, o
     x = torch.randn(*rows, inputs, generator=g).to(dtype).requires_grad_()
     weight = (torch.randn(outputs, inputs, generator=g) * inputs**-0.5).to(dtype)
     bias = torch.randn(outputs, generator=g).to(dtype) if with_bias else None
-    found, wanted = ops.frozen_linear(x, ops.reordered(weight), bias, [outputs])[0], F.linear(x, weight, bias)
+    found, wanted = ops.frozen_linear(x, ops.Reordered([weight]), bias, [outputs])[0], F.linear(x, weight, bias)
     torch.testing.assert_close(found, wanted, rtol=TYPES[dtype], atol=TYPES[dtype])
     grad = torch.randn(found.shape, generator=g).to(dtype)
     own, other = (torch.autograd.grad(y, x, grad)[0] for y in (found, wanted))
@@ -46,7 +46,7 @@ def test_a_transposed_input_and_gradient_are_read_as_they_lie():
     def grad_of(y):
         return torch.autograd.grad(y.mT.cos().sum(), x)[0]
 
-    (found,) = ops.frozen_linear(x, ops.reordered(weight), None, [10])
+    (found,) = ops.frozen_linear(x, ops.Reordered([weight]), None, [10])
     torch.testing.assert_close(found, F.linear(x, weight))
     torch.testing.assert_close(grad_of(found), grad_of(F.linear(x, weight)), rtol=1e-5, atol=1e-5)
 
@@ -61,7 +61,7 @@ def test_several_layers_at_once_are_each_of_them(with_bias, rows, layout):
     x = torch.randn(*rows, 6, generator=g, dtype=kind).requires_grad_()
     weight = torch.randn(12, 6, generator=g, dtype=kind)
     bias = torch.randn(12, generator=g, dtype=kind) if with_bias else None
-    whole = ops.reordered(weight) if layout == "reordered" else weight
+    whole = ops.Reordered(weight.split(sizes)) if layout == "reordered" else weight
     found = ops.frozen_linear(x, whole, bias, sizes)
     wanted = F.linear(x, weight, bias).split(sizes, dim=-1)
     grads = [torch.randn(one.shape, generator=g, dtype=kind) for one in wanted]
@@ -75,6 +75,35 @@ def test_several_layers_at_once_are_each_of_them(with_bias, rows, layout):
     with torch.no_grad():
         for one, other in zip(ops.frozen_linear(x, whole, bias, sizes), wanted, strict=True):
             torch.testing.assert_close(one, other, **tol)
+
+
+@pytest.mark.parametrize(
+    ("threads", "rows", "inputs", "outputs", "forward", "backward"),
+    [
+        (2, 300, 384, 384, True, True),
+        (2, 848, 1152, 384, True, False),
+        (2, 848, 384, 1152, False, True),
+        (2, 900, 1536, 384, False, False),  # rows enough for two threads in any layout
+        (2, 600, 384, 384, False, False),
+        (2, 200, 384, 384, False, False),
+        (4, 300, 384, 384, False, False),
+        (1, 300, 384, 384, False, False),
+    ],
+)
+def test_two_threads_have_a_layout_of_their_own_where_one_would_be_idle(
+    monkeypatch, threads, rows, inputs, outputs, forward, backward
+):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, inputs, generator=g).requires_grad_()
+    weight = torch.randn(outputs, inputs, generator=g) * inputs**-0.5
+    whole = ops.Reordered([weight])
+    (found,) = ops.frozen_linear(x, whole, None, [outputs])
+    torch.testing.assert_close(found, F.linear(x, weight), rtol=1e-4, atol=1e-5)
+    (own,) = torch.autograd.grad(found.cos().sum(), x)
+    (other,) = torch.autograd.grad(F.linear(x, weight).cos().sum(), x)
+    torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
+    assert whole.made.keys() == {(False, 1 if forward else ROWS), (True, 1 if backward else ROWS)}
 
 
 def test_neighbours_in_memory_are_joined_without_a_copy_and_all_others_with_one():

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.ops import Reordered, frozen_linear, reordered
+from intarsia.ops import Reordered, frozen_linear
 from intarsia.sites import Role, Site
 
 SHARE = 0.1
-"""Of the machine's memory, that the reordered weights of a backbone may take: twice the bytes of its linear layers."""
+"""Of the machine's memory, that the reordered weights of a backbone may take, at twice the bytes of its linear layers (once for a
+server, which never trains; on two cores up to half as much more, where batches are now small and now middling)."""
 
 Call = tuple[nn.Module, Callable[[Tensor], Tensor]]
 """A module, and what computes its output."""
@@ -73,33 +74,27 @@ class FrozenLinear:
         return found
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        # A server never trains, and has one copy of the weights in that layout, not two.
-        through = torch.is_grad_enabled() and x.requires_grad
-        lacks = through and isinstance(self._whole, Reordered) and self._whole.backward is None
-        if (
-            lacks
-            or not self._made_of
-            or any(
-                tensor.data_ptr() != numbers.data_ptr() or (self.reorders and tensor._version != version)
-                for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
-            )
+        if not self._made_of or any(
+            tensor.data_ptr() != numbers.data_ptr() or (self.reorders and tensor._version != version)
+            for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
         ):
-            self._read(through=through)
+            self._read()
         assert self._whole is not None
         return frozen_linear(x, self._whole, self._bias, self._sizes)
 
     def _tensors(self) -> list[Tensor]:
         return [*self._weights, *(bias for bias in self._biases if bias is not None)]
 
-    def _read(self, *, through: bool) -> None:
+    def _read(self) -> None:
         # A server's first pass is in inference mode, and what is made in it could never be trained through.
         with torch.inference_mode(False), torch.no_grad():
-            whole = _one(self._weights)
             biases = [bias for bias in self._biases if bias is not None]
             self._bias = _one(biases) if biases else None
-            self._whole = reordered(whole, through=through) if self.reorders else whole
-            if not self.reorders:  # a change in place is then one of the whole, which graphs may read where it lies
-                for tensor, rows in zip(self._weights, whole.split(self._sizes), strict=True):
+            if self.reorders:
+                self._whole = Reordered(self._weights)
+            else:  # a change in place is then one of the whole, which graphs may read where it lies
+                self._whole = _one(self._weights)
+                for tensor, rows in zip(self._weights, self._whole.split(self._sizes), strict=True):
                     tensor.data = rows
                 for tensor, rows in zip(
                     biases, () if self._bias is None else self._bias.split(self._sizes), strict=True

@@ -16,7 +16,7 @@ from intarsia.ops.fast import (
     rotated,
     whole_norm,
 )
-from intarsia.ops.frozen import Reordered, frozen_linear, reordered
+from intarsia.ops.frozen import Reordered, frozen_linear
 from intarsia.ops.means import row_means
 from intarsia.ops.pieces import ALIGN, Pieces, by_row
 from intarsia.ops.prefixed import prefixed_attention
@@ -62,7 +62,6 @@ __all__ = [
     "per_task",
     "prefixed_attention",
     "product_attention",
-    "reordered",
     "rotated",
     "row_means",
     "segment_attention",
