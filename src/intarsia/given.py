@@ -70,6 +70,8 @@ def text_names(texts: Any, tasks: Any, batch_size: int) -> list[str]:
 def parts_of(text: str | list[str], reader: RowReader) -> list[str]:
     """A row's texts, or words."""
     if isinstance(text, list):
+        if wrong := [one for one in text if not isinstance(one, str)]:
+            raise ConfigError(f"a row is a str, or the str of its columns or words; got {type(wrong[0]).__name__}")
         return text
     return text.split() if reader.kind == "token-classification" else [text]
 

@@ -218,3 +218,7 @@ def test_texts_that_are_no_texts_are_refused_in_one_line(tmp_path):
     Task.new("t", backbone, LoRA(rank=2), HEAD).save(tmp_path)
     with pytest.raises(IntarsiaError, match="text 2 must be a str, got int"):
         intarsia.predict(tmp_path, ["fine", 3], backbone=backbone)
+    bank = TaskBank(backbone)
+    bank.load(tmp_path)
+    with pytest.raises(IntarsiaError, match="a row is a str, .* got int"):
+        bank.predict([["fine", 3]], tasks="t")
