@@ -156,7 +156,7 @@ class TaskBank(Residents):
         tokenizer, heads = self.backbone.tokenizer, [self.tasks[name].head for name in names]
         writes = heads[0] is not None and heads[0].kind == "generation"
         left = self.backbone.kind == "decoder" if writes else tokenizer.padding_side == "left"
-        batch = join_rows(rows, pad_id=tokenizer.pad_token_id, left=left)  # type: ignore[arg-type]
+        batch = join_rows(rows, pad_id=self.backbone.pad_id, left=left)
         if not writes:
             logits = Returning(self(batch, tasks=names)).wait()
             each = zip(parts, heads, rows, logits, strict=True)

@@ -217,7 +217,7 @@ class Backbone(Facts):
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
         start = torch.full_like(ids[:, :1], self.start_id)
         # A template's prompt slots (negative ids) are the encoder's; the decoder reads padding there.
-        ids = ids.masked_fill(ids < 0, self.config.pad_token_id)
+        ids = ids.masked_fill(ids < 0, self.pad_id)
         return self.base.get_decoder()(  # type: ignore[operator]
             input_ids=batch.get("decoder_input_ids", torch.cat([start, ids[:, :-1]], dim=1)),
             attention_mask=self.mask(batch),

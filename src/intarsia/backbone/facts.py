@@ -133,8 +133,9 @@ class Facts:
 
     @property
     def pad_id(self) -> int:
-        """A token for places that nobody reads."""
-        return int(getattr(self.config, "pad_token_id", None) or 0)
+        """A token for places that nobody reads, also where the tokenizer (GPT-2, Llama) has none or the config says -1."""
+        given = (getattr(self._tokenizer, "pad_token_id", None), getattr(self.config, "pad_token_id", None))
+        return next((int(own) for own in given if own is not None and own >= 0), 0)
 
     @cached_property
     def attends_only(self) -> bool:
