@@ -146,7 +146,7 @@ def test_a_decoders_rows_that_end_in_padding_are_refused(family):
     backbone, tasks = writer(family)
     bank = TaskBank(backbone, list(tasks.values()))
     with pytest.raises(ConfigError, match="pad on the left"):
-        bank.generate(prompts(family, 3, "right"), "prefix of 3")
+        bank.generate(prompts(family, 3, "right"), "prefix of 3", Decoding(max_new_tokens=STEPS))
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])

@@ -200,7 +200,8 @@ class Backbone(Facts):
 
     def _here(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = self.device
-        return {name: to_device(tensor, device) for name, tensor in batch.items()}
+        # Collators put labels in, of which transformers would take a loss of its own.
+        return {name: to_device(tensor, device) for name, tensor in batch.items() if name != "labels"}
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states that a head reads, (B, T, hidden). batch: what the tokenizer gives, (B, T) tensors (ViT: pixel_values).

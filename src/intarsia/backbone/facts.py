@@ -88,6 +88,15 @@ class Facts:
         known = getattr(self._tokenizer, "model_max_length", None)
         return min(int(limit), int(known)) if known else int(limit)
 
+    @cached_property
+    def positions(self) -> int | None:
+        """Most tokens of a row where their positions are looked up in a table; None: they are computed, and any row is read."""
+        names = ("wpe", "embed_positions", "position_embeddings")
+        tables = (own for path, own in self.base.named_modules() if path.rpartition(".")[2] in names)
+        limit = getattr(self.config, "max_position_embeddings", None)
+        looked_up = any(isinstance(own, nn.Embedding) for own in tables)
+        return limit - self.first_position if looked_up and limit is not None else None
+
     def parameter_count(self) -> int:
         """Parameters of the model without its head."""
         return sum(p.numel() for p in self.base.parameters())
