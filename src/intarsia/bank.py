@@ -13,7 +13,7 @@ from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.language import generate, word_scores
 from intarsia.backbone.packed import Slots
 from intarsia.errors import ConfigError
-from intarsia.given import alike, check_targets, out_of_training, parts_of, row_names, rows_in, text_names
+from intarsia.given import alike, check_positions, check_targets, out_of_training, parts_of, row_names, text_names
 from intarsia.graphs import LONGEST, MOST, Graphs, usual_batches
 from intarsia.heads import IGNORED, Decoding, place, score_rows
 from intarsia.residents import Residents
@@ -70,7 +70,7 @@ class TaskBank(Residents):
         """
         if isinstance(tasks, str):
             name = self._known(tasks)
-            names: list[str | None] = [name] * rows_in(batch)
+            names = self._names(batch, name)
             graphed = self._graphed(batch, names)
             with self.under(self._alone(name)):
                 if (task := self.tasks[name]).words:
@@ -95,6 +95,7 @@ class TaskBank(Residents):
         if head is None or head.kind != "generation":
             return self.tasks[name].loss(self(batch, tasks=name), labels)
         check_targets(batch, labels, encoder_decoder=self.backbone.kind == "encoder-decoder")
+        check_positions(batch, self.backbone, self.tasks, [name])
         labels = labels.to(self.backbone.device)
         if self.backbone.kind == "decoder":
             # The state at a token says the next one.
@@ -116,9 +117,11 @@ class TaskBank(Residents):
         the plain backbone). Prompts, prefixes and all other methods mix. ConfigError where the model has no language-model head,
         or a decoder's rows end in padding.
         """
-        decoding = decoding or Decoding()
+        decoding = Decoding() if decoding is None else decoding
+        if not isinstance(decoding, Decoding):
+            raise ConfigError(f"decoding must be a Decoding, such as Decoding(max_new_tokens=64); got {decoding!r}")
         _ = self.backbone.language_head
-        names = self._names(batch, tasks)
+        names = self._names(batch, tasks, decoding.max_new_tokens)
         if "input_ids" not in batch:
             raise ConfigError(f"texts are written on from input_ids, and the batch has only {', '.join(batch)}")
         mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
@@ -156,7 +159,7 @@ class TaskBank(Residents):
         tokenizer, heads = self.backbone.tokenizer, [self.tasks[name].head for name in names]
         writes = heads[0] is not None and heads[0].kind == "generation"
         left = self.backbone.kind == "decoder" if writes else tokenizer.padding_side == "left"
-        batch = join_rows(rows, pad_id=tokenizer.pad_token_id, left=left)  # type: ignore[arg-type]
+        batch = join_rows(rows, pad_id=self.backbone.pad_id, left=left)
         if not writes:
             logits = Returning(self(batch, tasks=names)).wait()
             each = zip(parts, heads, rows, logits, strict=True)
@@ -270,8 +273,11 @@ class TaskBank(Residents):
                 torch.manual_seed(decoding.seed)
             return generate(self.backbone, part, decoding.settings(), prompts)
 
-    def _names(self, batch: Mapping[str, Tensor], tasks: str | Sequence[str | None]) -> list[str | None]:
-        return [None if name is None else self._known(name) for name in row_names(batch, tasks)]
+    def _names(self, batch: Mapping[str, Tensor], tasks: str | Sequence[str | None], new: int = 0) -> list[str | None]:
+        """The task of each row; ConfigError where the backbone has no positions for a row and `new` tokens behind it."""
+        names = [None if name is None else self._known(name) for name in row_names(batch, tasks)]
+        check_positions(batch, self.backbone, self.tasks, names, new)
+        return names
 
     def _again(self, states: Tensor) -> Tensor:
         """Gradient checkpointing runs the hooks again during backward, and then wants this call's routing."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError
-from intarsia.rows import Row, RowReader
+from intarsia.rows import Row, RowReader, virtual
 from intarsia.task import Task
 
 
@@ -23,7 +23,40 @@ def rows_in(batch: Mapping[str, Tensor]) -> int:
             "a batch is tensors (rows, tokens) by name, as backbone.tokenizer(texts, padding=True, return_tensors='pt') gives "
             f"them; got {got}"
         )
+    if (ids := entries.get("input_ids")) is not None and ids.dim() != 2:
+        raise ConfigError(
+            f"input_ids must be of shape (rows, tokens), got {list(ids.shape)}; of one row give ids[None]"
+        )
     return len(next(iter(entries.values())))
+
+
+def check_positions(
+    batch: Mapping[str, Tensor],
+    backbone: Backbone,
+    tasks: Mapping[str, Task],
+    names: Sequence[str | None],
+    new: int = 0,
+) -> None:
+    """ConfigError where a row, its task's virtual tokens and `new` ones behind it have no place in a table of positions, in which
+    torch would look outside (and a GPU be lost)."""
+    limit, ids = backbone.positions, batch.get("input_ids")
+    if limit is None or ids is None:
+        return
+    behind = new if backbone.kind == "decoder" else 0
+    added = max((virtual(tasks[name]) for name in set(names) if name is not None), default=0) + behind
+    written = max(new, batch["decoder_input_ids"].shape[1] if "decoder_input_ids" in batch else 0)
+    longest, mask = ids.shape[1], batch.get("attention_mask")
+    if longest + added > limit and mask is not None and backbone.counts_positions:
+        longest = int(mask.sum(1).max())  # padding takes no position; asked for only here, as a GPU would be waited for
+    if longest + added <= limit and (backbone.kind != "encoder-decoder" or written <= limit):
+        return
+    beside = f", {added} more with what is virtual or written" if added else ""
+    raise ConfigError(
+        f"the longest row has {longest} tokens{beside}, and {backbone.name} has positions for {limit}; cut the rows, as with "
+        f"tokenizer(..., truncation=True, max_length={max(1, limit - added)})"
+        if longest + added > limit
+        else f"{written} tokens are written, and {backbone.name} has positions for {limit}; write fewer"
+    )
 
 
 def row_names(batch: Mapping[str, Tensor], tasks: Any) -> list[Any]:
@@ -70,6 +103,8 @@ def text_names(texts: Any, tasks: Any, batch_size: int) -> list[str]:
 def parts_of(text: str | list[str], reader: RowReader) -> list[str]:
     """A row's texts, or words."""
     if isinstance(text, list):
+        if wrong := [one for one in text if not isinstance(one, str)]:
+            raise ConfigError(f"a row is a str, or the str of its columns or words; got {type(wrong[0]).__name__}")
         return text
     return text.split() if reader.kind == "token-classification" else [text]
 

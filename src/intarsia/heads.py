@@ -96,7 +96,8 @@ def _names(labels: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How text is generated; the names are transformers' own."""
+    """How text is generated; the names are transformers' own. A checkpoint's own settings (penalties, forced tokens, least lengths)
+    have no part in it, as they had none in training."""
 
     max_new_tokens: int = 64
     """Longest output, in tokens."""

@@ -22,6 +22,16 @@ def loss(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
         raise ConfigError(
             f"token-classification wants a label for each token, of shape {list(scores.shape[:-1])}, got {list(labels.shape)}"
         )
+    if head.kind == "classification" and labels.shape not in (scores.shape[:1], scores.shape):
+        raise ConfigError(
+            f"classification wants one class a row, labels of shape {[len(scores)]}, got {list(labels.shape)}"
+        )
+    if head.kind == "multi-label" and labels.shape != scores.shape:
+        raise ConfigError(
+            f"multi-label wants a 0 or 1 for each row and label, of shape {list(scores.shape)}, got {list(labels.shape)}"
+        )
+    if head.kind in ("classification", "token-classification") and not labels.is_floating_point():
+        labels = labels.long()  # of int32 and bool torch takes none
     if head.kind == "multi-label":
         return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
     if head.kind == "regression":

@@ -24,12 +24,17 @@ TARGET_LENGTH = 128
 """Longest target in tokens, where nobody says another."""
 
 
-def room(task: Task, backbone: Backbone) -> int:
-    """How many tokens a row may have: virtual tokens take positions of their own, unless they stand in the row's template."""
+def virtual(task: Task) -> int:
+    """How many positions its virtual tokens take: those of a template's slots stand in the row itself."""
     prompt, taken = task.prompt, task.offset
     if prompt is not None and prompt.place != "template" and any(s.role is Role.EMBED for s in task.sites.values()):
         taken += prompt.length
-    return backbone.max_length - taken
+    return taken
+
+
+def room(task: Task, backbone: Backbone) -> int:
+    """How many tokens a row may have beside the task's virtual ones."""
+    return backbone.max_length - virtual(task)
 
 
 def longest_input(task: Task, backbone: Backbone) -> int:

@@ -241,6 +241,19 @@ def test_a_model_that_inspection_is_not_sure_of_is_refused_with_what_was_found()
     assert "Backbone.wrap(model, family=Family(" in text
 
 
+@pytest.mark.parametrize(
+    ("config", "reads"),
+    [
+        (tf.Dinov2Config(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, image_size=16, patch_size=4), "pixel_values"),
+        (tf.ASTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, max_length=32), "input_values"),
+    ],
+    ids=["dinov2", "ast"],
+)  # fmt: skip
+def test_a_model_of_images_or_sounds_that_is_not_known_is_one_clear_line(config, reads):
+    with pytest.raises(UnsupportedError, match=f"it reads {reads}, and only models of texts are inspected"):
+        Backbone.wrap(tf.AutoModel.from_config(config))
+
+
 def test_albert_works_with_its_sites_given_by_hand():
     model = albert()
     module = model.get_submodule("encoder.albert_layer_groups.0.albert_layers.0.attention")

@@ -13,7 +13,7 @@ import tiny
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.errors import BackboneError, IntarsiaError, TaskError
-from intarsia.heads import Head
+from intarsia.heads import Decoding, Head
 from intarsia.methods import LoRA
 from intarsia.task import Task
 from methods.every import HEAD, METHODS, PROMPTED, new_task, stir, wrap
@@ -163,6 +163,17 @@ MISTAKES = {
     "nothing to load": lambda bank, batch: Backbone.load(None),
     "a path to nowhere": lambda bank, batch: Backbone.load(Path("/nowhere/at/all")),
     "a dtype without name": lambda bank, batch: Backbone.load("embedded:minilm", dtype=torch.float64),
+    "one row of ids": lambda bank, batch: bank({"input_ids": batch["input_ids"][0]}, tasks="lora"),
+    "a dictionary to decode with": lambda *_: _writer().generate(tiny.inputs("gpt2"), "w", {"max_new_tokens": 3}),
+    "a column of labels": lambda bank, batch: bank.loss(batch, torch.tensor([[0], [1], [2]]), task="lora"),
+    "too few labels": lambda bank, batch: bank.loss(batch, torch.tensor([0, 1]), task="lora"),
+    "a row too long": lambda bank, batch: bank(tiny.inputs("bert", tokens=65), tasks="lora"),
+    "rows too long": lambda bank, batch: bank(tiny.inputs("bert", tokens=65), tasks=["lora", None, "lora"]),
+    "a row too long to learn": lambda *_: _writer("bart").loss(
+        tiny.inputs("bart", tokens=67), torch.ones(3, 65).long(), "w"
+    ),
+    "no room to write": lambda *_: _writer().generate(tiny.inputs("gpt2", tokens=50), "w", Decoding(max_new_tokens=15)),
+    "too much to write": lambda *_: _writer("bart").generate(tiny.inputs("bart"), "w", Decoding(max_new_tokens=65)),
     "embeddings to write on": lambda bank, batch: held("lora", family="gpt2").generate(
         {"inputs_embeds": torch.zeros(1, 2, 32)}, "lora"
     ),
@@ -218,3 +229,39 @@ def test_texts_that_are_no_texts_are_refused_in_one_line(tmp_path):
     Task.new("t", backbone, LoRA(rank=2), HEAD).save(tmp_path)
     with pytest.raises(IntarsiaError, match="text 2 must be a str, got int"):
         intarsia.predict(tmp_path, ["fine", 3], backbone=backbone)
+    bank = TaskBank(backbone)
+    bank.load(tmp_path)
+    with pytest.raises(IntarsiaError, match="of its columns or words; got int"):
+        bank.predict([["fine", 3]], tasks="t")
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2", "bart"])
+@pytest.mark.parametrize("method", ["lora", "prompt"])
+def test_rows_that_fill_the_table_of_positions_are_read_and_padding_takes_none(family, method):
+    bank = held(method, family=family)
+    most = 64 - 3 * (method == "prompt")
+    batch = tiny.inputs(family, tokens=most)
+    batch.pop("decoder_input_ids", None)
+    with torch.no_grad():
+        full = bank(batch, tasks=method)
+        with pytest.raises(IntarsiaError, match=f"positions for 64; cut the rows, .*max_length={most}"):
+            bank(tiny.inputs(family, tokens=most + 1), tasks=method)
+        if family == "bart":  # numbers all columns
+            return
+        wider = {key: torch.nn.functional.pad(x, (0, 3)) for key, x in batch.items()}
+        torch.testing.assert_close(bank(wider, tasks=method), full, **CLOSE)
+
+
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_a_batch_of_a_collator_keeps_its_labels_to_itself(family):
+    """As DataCollatorForSeq2Seq and DataCollatorForLanguageModeling make them."""
+    bank, batch = _writer(family), tiny.inputs(family)
+    labels = batch["decoder_input_ids" if family == "bart" else "input_ids"].clone()
+    labels[:, :2] = -100
+    assert bank.loss({**batch, "labels": labels}, labels, "w") == bank.loss(batch, labels, "w")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int16])
+def test_classes_may_be_whole_numbers_of_any_sort(dtype):
+    bank, batch, labels = held("lora"), tiny.inputs("bert"), torch.tensor([0, 1, 2])
+    assert bank.loss(batch, labels.to(dtype), "lora") == bank.loss(batch, labels, "lora")

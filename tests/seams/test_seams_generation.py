@@ -28,7 +28,6 @@ STEPS = 4
 def writer(family, **changes):
     """A language model that may write to the end, and tasks on it."""
     backbone = wrap64(family, **changes)
-    backbone.model.generation_config.forced_eos_token_id = None  # BART would cut its last word off
     return backbone, {name: task64(name, backbone, method, std=1.0) for name, method in METHODS.items()}
 
 
@@ -114,12 +113,40 @@ def test_sampling_is_the_seeds_alone(family):
     assert sample(2) != first
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "bart", "t5"])
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"repetition_penalty": 1.8},
+        {"encoder_repetition_penalty": 1.8, "no_repeat_ngram_size": 2},
+        {"min_length": 20, "forced_bos_token_id": 7, "forced_eos_token_id": 2},
+        {"num_return_sequences": 2, "return_dict_in_generate": True, "stop_strings": ["a"]},
+    ],
+    ids=lambda own: next(iter(own)),
+)
+def test_a_checkpoints_own_settings_have_no_part_in_a_text(family, own):
+    """A penalty counts a batch's padding, and sees no token of rows that stand beside a prompt."""
+    backbone, tasks = writer(family)
+    tasks["lora"] = task64("lora", backbone, LoRA(rank=2), std=0.5)
+    bank = TaskBank(backbone, list(tasks.values()))
+    names = [*tasks, None]
+    batch, decoding = prompts(family, len(names)), Decoding(max_new_tokens=8)
+    plain = [new.tolist() for new in bank.generate(batch, names, decoding)]
+    config = backbone.model.generation_config
+    for name, value in own.items():
+        setattr(config, name, value)
+    before = config.to_dict()
+    assert [new.tolist() for new in bank.generate(batch, names, decoding)] == plain
+    assert backbone.model.generation_config is config
+    assert config.to_dict() == before, "the model keeps its settings for its owner's own calls"
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3"])
 def test_a_decoders_rows_that_end_in_padding_are_refused(family):
     backbone, tasks = writer(family)
     bank = TaskBank(backbone, list(tasks.values()))
     with pytest.raises(ConfigError, match="pad on the left"):
-        bank.generate(prompts(family, 3, "right"), "prefix of 3")
+        bank.generate(prompts(family, 3, "right"), "prefix of 3", Decoding(max_new_tokens=STEPS))
 
 
 @pytest.mark.parametrize("family", ["llama", "t5"])
@@ -221,7 +248,6 @@ def test_the_loss_of_a_generation_task_equals_that_of_prompt_and_target_written_
 def test_prompts_in_a_template_are_written_after(family):
     with Exact():
         backbone = wrap64(family)
-        backbone.model.generation_config.forced_eos_token_id = None
         method = PromptTuning(length=2, init="text", init_text="w21 w5", place="template")
         bank = TaskBank(
             backbone, [task64("t", backbone, method, std=0.0), task64("other", backbone, METHODS["prompt of 4"])]

@@ -6,10 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
+import transformers
 
 import intarsia
 from intarsia.errors import ConfigError, DataError
 from intarsia.training import SilentReporter
+from workflow.tiny_run import make_decoder
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +23,26 @@ def train(backbone, files, out, **settings):
     from intarsia.workflow import train
 
     return train(backbone=backbone, train=files["train"], out=out, report=SilentReporter(), **settings)
+
+
+@pytest.mark.parametrize("of_config", [None, -1])
+def test_a_wrapped_decoder_whose_tokenizer_pads_with_nothing_trains_and_predicts(of_config, files, tmp_path):
+    """As those of GPT-2 and Llama come from AutoTokenizer; the config of the first Llama says -1."""
+    folder = str(make_decoder(tmp_path / "gpt2"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer.pad_token = None
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    model.config.pad_token_id = of_config
+    backbone = intarsia.Backbone.wrap(model, tokenizer=tokenizer)
+    done = train(backbone, files, tmp_path / "out", method="lora", max_steps=2, validation=files["validation"])
+    texts = ["a good film", "a very very bad film"]
+    found = intarsia.predict(done.folder, texts, backbone=backbone)
+    bank = intarsia.TaskBank(backbone)
+    bank.load(done.folder, name="t")
+    assert bank.predict(texts, tasks="t") == found
+    for text, one in zip(texts, found, strict=True):
+        [alone] = bank.predict([text], tasks="t")
+        assert alone.scores == pytest.approx(one.scores, abs=1e-5)
 
 
 def test_train_evaluate_predict(backbone, files, tmp_path):

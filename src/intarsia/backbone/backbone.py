@@ -200,7 +200,8 @@ class Backbone(Facts):
 
     def _here(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         device = self.device
-        return {name: to_device(tensor, device) for name, tensor in batch.items()}
+        # Collators put labels in, of which transformers would take a loss of its own.
+        return {name: to_device(tensor, device) for name, tensor in batch.items() if name != "labels"}
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
         """The states that a head reads, (B, T, hidden). batch: what the tokenizer gives, (B, T) tensors (ViT: pixel_values).
@@ -217,7 +218,7 @@ class Backbone(Facts):
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
         start = torch.full_like(ids[:, :1], self.start_id)
         # A template's prompt slots (negative ids) are the encoder's; the decoder reads padding there.
-        ids = ids.masked_fill(ids < 0, self.config.pad_token_id)
+        ids = ids.masked_fill(ids < 0, self.pad_id)
         return self.base.get_decoder()(  # type: ignore[operator]
             input_ids=batch.get("decoder_input_ids", torch.cat([start, ids[:, :-1]], dim=1)),
             attention_mask=self.mask(batch),

@@ -88,6 +88,15 @@ class Facts:
         known = getattr(self._tokenizer, "model_max_length", None)
         return min(int(limit), int(known)) if known else int(limit)
 
+    @cached_property
+    def positions(self) -> int | None:
+        """Most tokens of a row where their positions are looked up in a table; None: they are computed, and any row is read."""
+        names = ("wpe", "embed_positions", "position_embeddings")
+        tables = (own for path, own in self.base.named_modules() if path.rpartition(".")[2] in names)
+        limit = getattr(self.config, "max_position_embeddings", None)
+        looked_up = any(isinstance(own, nn.Embedding) for own in tables)
+        return limit - self.first_position if looked_up and limit is not None else None
+
     def parameter_count(self) -> int:
         """Parameters of the model without its head."""
         return sum(p.numel() for p in self.base.parameters())
@@ -133,8 +142,9 @@ class Facts:
 
     @property
     def pad_id(self) -> int:
-        """A token for places that nobody reads."""
-        return int(getattr(self.config, "pad_token_id", None) or 0)
+        """A token for places that nobody reads, also where the tokenizer (GPT-2, Llama) has none or the config says -1."""
+        given = (getattr(self._tokenizer, "pad_token_id", None), getattr(self.config, "pad_token_id", None))
+        return next((int(own) for own in given if own is not None and own >= 0), 0)
 
     @cached_property
     def attends_only(self) -> bool:

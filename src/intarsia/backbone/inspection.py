@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 def inspect_family(model: PreTrainedModel) -> Family:
     """A row for this one model. UnsupportedError where the inspection is not sure."""
     base = trunk(model)
+    if (reads := model.main_input_name) != "input_ids":
+        raise _unsure(
+            model, f"it reads {reads}, and only models of texts are inspected (of images, ViT is in the table)"
+        )
     piles = _piles(model, base)
     try:
         watched = {pile: watch(model, base, base.get_submodule(pile)) for pile in piles}
@@ -44,7 +48,7 @@ def inspect_family(model: PreTrainedModel) -> Family:
             _check_sums(model, base, watched[pile], found[pile])
     except NotSure as error:
         raise _unsure(model, str(error)) from None
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise _unsure(model, f"a forward pass over input_ids failed ({error})") from None
     if not any(one.attends for pile in piles for one in watched[pile]):
         # Prefixes are refused with what it lacks, which is another thing than having no attention.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +23,8 @@ def generate(
     """The new tokens of each row, without padding and end-of-sequence token.
 
     batch: input_ids and attention_mask (B, T), padded on the left for decoders. prompts: of a decoder's rows; they are put in
-    here, once, because `generate` counts the tokens that it starts from. settings: keyword arguments of transformers' generate.
+    here, once, because `generate` counts the tokens that it starts from. settings: keyword arguments of transformers' generate; of
+    the checkpoint's own there are the special tokens only.
     """
     given = {name: batch[name].to(backbone.device) for name in ("input_ids", "attention_mask")}
     # A decoder's output begins with its input, an encoder-decoder's with the start token.
@@ -44,10 +46,28 @@ def generate(
     pad = pad if pad is not None else (ends[0] if ends else 0)
     if backbone.kind == "encoder-decoder" and model.generation_config.decoder_start_token_id is None:
         settings = {**settings, "decoder_start_token_id": backbone.start_id}
-    new = model.generate(**given, **settings, pad_token_id=pad, eos_token_id=ends or None)[:, skip:]
+    with _special_tokens_only(model.generation_config):
+        new = model.generate(**given, **settings, pad_token_id=pad, eos_token_id=ends or None)[:, skip:]
     stops = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
     lengths = torch.where(stops.any(1), stops.int().argmax(1), new.shape[1]).tolist()
     return [row[:length] for row, length in zip(new, lengths, strict=True)]
+
+
+@contextmanager
+def _special_tokens_only(config: Any) -> Iterator[None]:
+    """A checkpoint's penalties, forced tokens and least lengths (Qwen 2.5, BART) away meanwhile: no task was trained with them, and
+    a penalty counts a batch's padding and sees no token of a prompt's row, so that a row's text would depend on its neighbours."""
+    from transformers import GenerationConfig
+
+    own = dict(vars(config))
+    bare = GenerationConfig(bos_token_id=config.bos_token_id, decoder_start_token_id=config.decoder_start_token_id)
+    vars(config).clear()
+    vars(config).update(vars(bare))
+    try:
+        yield
+    finally:
+        vars(config).clear()
+        vars(config).update(own)
 
 
 def end_tokens(backbone: Backbone) -> list[int]:

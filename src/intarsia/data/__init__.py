@@ -2,7 +2,7 @@
 
     splits = load_data(DataSpec(train="train.tsv", test="test.tsv"))
     encoded = encode(splits.split("train"), backbone.tokenizer, max_length=128, kind=splits.kind)
-    source = EncodedSource(encoded, batch_size=16, pad_id=backbone.tokenizer.pad_token_id, seed=0)
+    source = EncodedSource(encoded, batch_size=16, pad_id=backbone.pad_id, seed=0)
 
 Generation has its own pair, `encode_generation` and `GenerationSource`; a `Template` serves both.
 

@@ -109,7 +109,7 @@ class Answering:
         tokenizer = self.backbone.tokenizer
         rows = [job.row for job in jobs if job.row is not None]
         left = tokenizer.padding_side == "left"
-        batch = join_rows(rows, pad_id=tokenizer.pad_token_id or 0, left=left)  # type: ignore[arg-type]
+        batch = join_rows(rows, pad_id=self.backbone.pad_id, left=left)
         return Returning(self.bank(batch, tasks=[job.key for job in jobs]))
 
     def write(self, joining: Sequence[Job], counts: Counts) -> bool:
@@ -212,7 +212,7 @@ class Answering:
             seed=abs(sampling.seed),
         )
         left = self.backbone.kind == "decoder"
-        batch = join_rows(rows, pad_id=tokenizer.pad_token_id or 0, left=left)  # type: ignore[arg-type]
+        batch = join_rows(rows, pad_id=self.backbone.pad_id, left=left)
         batch = {name: batch[name] for name in ("input_ids", "attention_mask")}
         found = []
         for job, row, new in zip(

@@ -53,7 +53,6 @@ def source_of(
     length = longest_input(task, backbone)
     text = task.data.get("template")
     template = None if text is None else Template.parse(text)
-    pad_id = cast(int, tokenizer.pad_token_id)
     if kind == "generation":
         seq2seq = backbone.kind == "encoder-decoder"
         pairs = encode_generation(
@@ -67,12 +66,12 @@ def source_of(
         )
         start = backbone.start_id if seq2seq else None
         return GenerationSource(
-            pairs, batch_size, pad_id=pad_id, decoder_start_token_id=start, seed=seed, arrangement=arrangement
+            pairs, batch_size, pad_id=backbone.pad_id, decoder_start_token_id=start, seed=seed, arrangement=arrangement
         )
     return EncodedSource(
         encode(rows, tokenizer, length, kind, cache, template=template),
         batch_size,
-        pad_id=pad_id,
+        pad_id=backbone.pad_id,
         padding_side=cast(Any, tokenizer.padding_side),
         seed=seed,
         arrangement=arrangement,

@@ -80,9 +80,6 @@ def cached_decoding(patient: Patient) -> Outcome | None:
     task = patient.new(Head(kind="generation"), "words")
     if backbone.kind == "decoder" and task.prompt is not None and task.prompt.place == "end":
         return "not supported", "a prompt behind the text would stand behind what is generated"
-    config = backbone.model.generation_config
-    if getattr(config, "no_repeat_ngram_size", None) or (getattr(config, "repetition_penalty", None) or 1.0) != 1.0:
-        return "not supported", "the model's own generation settings change its scores"
     # Left padding for a decoder, right for an encoder-decoder's encoder.
     left = not bool(patient.batch["attention_mask"][:, 0].all())
     batch = patient.batch if left is (backbone.kind == "decoder") else _other_side(patient.batch)
@@ -91,13 +88,12 @@ def cached_decoding(patient: Patient) -> Outcome | None:
         new = bank.generate(batch, "words", decoding=Decoding(max_new_tokens=NEW_TOKENS))
         bank.activate("words")
         for row, ids in enumerate(new):
-            skip = int(getattr(config, "forced_bos_token_id", None) is not None)
-            if len(ids) <= skip:
+            if not len(ids):
                 continue
-            scores = _full_pass(patient, row, ids)[skip:]
-            chosen = scores.gather(1, ids[skip:, None].to(scores.device))[:, 0]
+            scores = _full_pass(patient, row, ids)
+            chosen = scores.gather(1, ids[:, None].to(scores.device))[:, 0]
             worst = max(worst, ((scores.amax(1) - chosen) / scores.abs().amax(1)).max().item())
-            count += len(ids) - skip
+            count += len(ids)
     if count == 0:
         return "not supported", "with random values in the task the model ends every text at once: nothing to compare"
     if worst <= TOLERANCE:
