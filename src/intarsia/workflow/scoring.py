@@ -83,7 +83,7 @@ def evaluate(
     settings to change for this call, such as {"beams": 5, "lowercase": True}. where: backbone, dtype, device, as `open_task`
     takes them. DataError where a label is none of the task's.
     """
-    _check_split(split)
+    check_split(split)
     tasks, backbone = _open(folder, combine, where)
     task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if isinstance(data, DataSpec):
@@ -127,7 +127,7 @@ def predict(
         raise ConfigError(f"predict takes a list of texts, got one str; give [{texts[:40]!r}]")
     if (texts is None) == (data is None):
         raise ConfigError("predict needs texts or data: give --text (once for each text) or --data, not both")
-    _check_split(split)
+    check_split(split)
     tasks, backbone = _open(folder, combine, where)
     task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if texts is not None:
@@ -208,6 +208,6 @@ def _vote(
         return ensemble.answer(bank, tasks, source, combine, tick=tick, writing=writing)
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}{nearest(split, SPLITS)}")
