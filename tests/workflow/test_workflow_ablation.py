@@ -231,7 +231,7 @@ def test_a_score_below_the_tolerance_ends_the_suggestion_even_if_a_later_one_is_
 
 
 def test_what_is_suggested_can_be_trained():
-    """There is no training without any layer; what the task left out already stays out; and a layer's number is that of all stacks."""
+    """There is no training without any layer; what was left out already stays out; a layer's number means all stacks."""
     every = finding(0.90, 0.9, {(0, 0): 0.9, (0, 1): 0.9, (1, 1): 0.9})
     assert every.stacks[0].can_go == 2
     assert "leave_out" not in " ".join(words(every))

@@ -104,7 +104,9 @@ def test_tasks_that_answer_otherwise_cannot_vote(folders, backbone, tmp_path):
     loaded = Backbone.load(str(backbone), dtype="float32", device="cpu")
     other = Task.new("other", loaded, PromptTuning(length=2), Head(kind="regression"))
     other.save(tmp_path / "other")
-    with pytest.raises(TaskError, match="task 2 answers regression without labels, the first classification with labels"):
+    with pytest.raises(
+        TaskError, match="task 2 answers regression without labels, the first classification with labels"
+    ):
         predict([folders[0], tmp_path / "other"], ["good"], combine="mean", backbone=loaded)
 
 

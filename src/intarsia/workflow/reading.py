@@ -92,8 +92,8 @@ def texts_per_row(folder: Path) -> int:
 
 
 def columns_of(task: Task, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The text columns as given, or of the task's training; None, to be guessed, for a task made by hand. ConfigError where the task
-    reads more or fewer texts a row than are given."""
+    """The text columns as given, or of the task's training; None, to be guessed, for a task made by hand. ConfigError where the
+    task reads more or fewer texts a row than are given."""
     own = tuple(task.data.get("text_columns") or ())
     if given and own and len(given) != len(own):
         raise ConfigError(
