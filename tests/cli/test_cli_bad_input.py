@@ -217,6 +217,10 @@ USES = {
     "predict into a folder": (["predict", "TASK", "--text", "a", "--out", "."], "--out"),
     "predict into no folder": (["predict", "TASK", "--text", "a", "--out", "no/where.jsonl"], "--out"),
     "predict a wrong column": (["predict", "TASK", "--data", "FILE", "--text-columns", "txt"], "no column 'txt'"),
+    "predict on more columns than it reads": (
+        ["predict", "TASK", "--data", "FILE", "--text-columns", "text,label"],
+        "reads 1 text(s) per row, text in training",
+    ),
     "predict with no backbone": (["predict", "TASK", "--text", "a", "--backbone", "./nowhere"], "nowhere"),
     "predict on an unknown device": (["predict", "TASK", "--text", "a", "--device", "tpu9"], "device"),
     "predict in an unknown dtype": (["predict", "TASK", "--text", "a", "--dtype", "int3"], "dtype"),
@@ -225,6 +229,11 @@ USES = {
     "evaluate a missing file": (["evaluate", "TASK", "--data", "nowhere.csv"], "nowhere.csv"),
     "evaluate an unseen label": (["evaluate", "TASK", "--data", "unseen.csv"], "maybe"),
     "evaluate a wrong label column": (["evaluate", "TASK", "--data", "FILE", "--label-column", "lable"], "lable"),
+    "evaluate more columns than it reads": (
+        ["evaluate", "TASK", "--data", "pairs.csv", "--text-columns", "a,b"],
+        "reads 1 text(s) per row, text in training",
+    ),
+    "ablate an unknown split": (["ablate", "TASK", "--data", "FILE", "--split", "tset"], "did you mean 'test'?"),
     "evaluate unknown embedded data": (["evaluate", "TASK", "--data", "embedded:question"], "question"),
     "evaluate a misspelt source": (["evaluate", "TASK", "--data", "embeded:questions"], "embeded:questions"),
     "evaluate an unknown split": (["evaluate", "TASK", "--data", "embedded:questions", "--split", "tset"], "tset"),
@@ -253,6 +262,7 @@ def test_bad_use_of_a_task_is_one_line(cli, backbone, trained, files, tmp_path, 
     argv, fragment = USES[case]
     monkeypatch.chdir(tmp_path)
     Path("unseen.csv").write_text("text,label\nfine book,maybe\n")
+    Path("pairs.csv").write_text("a,b,label\nfine book,good book,pos\n")
     places = {"TASK": trained, "FILE": files["test"], "BACKBONE": backbone}
     refused(cli, tmp_path, [places.get(part, part) for part in argv], fragment)
 

@@ -227,6 +227,36 @@ def test_a_stopped_pack_says_a_command_that_goes_on_with_it(cli, backbone, files
     assert done.status == 0, done.err
     assert "a: resumed from the checkpoint of step" in done.err
     assert "test_accuracy" in (tmp_path / "out/a/task.json").read_text()
+    header, *rows = done.out.splitlines()
+    assert header.split()[:3] == ["run", "validation", "test"]
+    scores = [json.loads((tmp_path / "out" / name / "task.json").read_text())["metrics"] for name in ("a", "b")]
+    assert [row.split()[2:5:2] for row in rows] == [
+        [f"{s['accuracy']:.4f}", f"{s['test_accuracy']:.4f}"] for s in scores
+    ]
+
+
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_what_is_stopped_before_it_began_is_not_said_to_go_on(cli, backbone, files, tmp_path, monkeypatch, command):
+    def stop(*given, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("intarsia.backbone.Backbone.load", stop)
+    method = ["--method" if command == "train" else "--methods", "head"]
+    stopped = cli(
+        command,
+        "--backbone",
+        backbone,
+        "--train",
+        files["train"],
+        *method,
+        "--out",
+        tmp_path / "out",
+        "--device",
+        "cpu",
+    )
+    assert stopped.status == 130
+    assert "nothing is lost, start it again" in stopped.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("order", [("kind", "text"), ("text", "kind")])

@@ -1,5 +1,6 @@
 """What only a real process shows: start-up time, imports, Ctrl-C, kill and resume, pipes."""
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 import pytest
 
 from intarsia import __version__
+from intarsia.cli.output import print_table
 from workflow.tiny_run import train_arguments
 
 
@@ -64,6 +66,29 @@ def test_a_wrong_setting_in_a_real_process_is_one_line(backbone, files, environm
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1, done.stderr
     assert "train.learning_rate" in done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_an_encoding_without_a_character_loses_nothing(trained, environment, encoding):
+    done = run("predict", trained, "--text", "café ↓ 😀", env={**environment, "PYTHONIOENCODING": encoding})
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["text"] == ["café ↓ 😀"]
+
+
+def test_a_narrow_terminal_cuts_nothing_off(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    monkeypatch.setenv("COLUMNS", "30")
+    print_table(
+        ["run", "validation accuracy", "task"], [["first", "accuracy 0.8333", "/a/folder/deeper/than/the/table/is"]]
+    )
+    printed = sys.stdout.getvalue()
+    assert "…" not in printed
+    assert "0.8333" in printed
+    assert all(part in "".join(line[-11:].strip() for line in printed.splitlines()) for part in ("folde", "table"))
 
 
 def test_a_reader_that_leaves_is_no_error(trained, files, environment):

@@ -137,7 +137,9 @@ def test_a_folder_is_not_a_file(tmp_path):
 
 
 def test_one_row_is_too_few_to_split(write):
-    with pytest.raises(DataError, match="too few to set some aside; give a validation file"):
+    with pytest.raises(
+        DataError, match="one training text for each of the 2 labels, so none can be set aside; give a validation file"
+    ):
         load_data(DataSpec(train=write("a.csv", "text,label\nx,a\ny,b\n")))
 
 

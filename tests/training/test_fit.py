@@ -6,7 +6,12 @@ import pytest
 import torch
 from train_standins import TinySource, lines, new, same_bits, settings, validation
 
+import tiny
+from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, DataError
+from intarsia.heads import Head
+from intarsia.methods import HeadOnly, LoRA
+from intarsia.task import Task
 from intarsia.training import evaluate, fit
 from intarsia.training.optim import build_optimizer, decay_groups
 
@@ -135,6 +140,19 @@ def test_names_free_of_decay_get_none():
     optimizer.step()
     assert torch.equal(task.bias, before["bias"])
     torch.testing.assert_close(task.table.detach(), before["table"] * 0.95)
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "rate"),
+    [(HeadOnly(), {}, 5e-2), (LoRA(rank=2), {}, 5e-3), (HeadOnly(), {"head_learning_rate": 1e-2}, 1e-2)],
+    ids=["alone", "beside modules", "its own"],
+)
+def test_a_head_alone_learns_at_the_rate_that_is_given_and_beside_modules_at_5e_3_at_most(method, given, rate):
+    chosen = settings(learning_rate=5e-2, **given)
+    task = Task.new("t", Backbone.wrap(tiny.build("bert")), method, Head(labels=("no", "yes")))
+    shares = {id(p): group["share"] for group in build_optimizer(task, chosen).param_groups for p in group["params"]}
+    assert shares[id(task.head_module.weight)] * 5e-2 == pytest.approx(rate)
+    assert all(shares[id(p)] == 1.0 for name, p in task.named_parameters() if not name.startswith("head_module."))
 
 
 def test_adafactor_takes_steps_of_the_given_rate():

@@ -235,6 +235,19 @@ def test_whole_runs_end_where_the_padded_path_ends(tmp_path, monkeypatch):
         torch.testing.assert_close(packed, padded, rtol=1e-6, atol=1e-8)
 
 
+def test_a_head_alone_learns_as_fast_as_on_the_padded_path(tmp_path, monkeypatch):
+    """Its rate is the one that is given, where beside modules it is 5e-3 at most."""
+    ends = []
+    for path in ("padded", "packed"):
+        bank, entries = pack(backbone_of("bert"), [HeadOnly()] * 2, [MEAN] * 2, tmp_path / path, learning_rate=5e-2)
+        fit_pack(bank, entries)
+        bank.detach()
+        ends.append([entry.task.tensors() for entry in entries])
+        packed_runs(monkeypatch)
+    for padded, packed in zip(*ends, strict=True):
+        torch.testing.assert_close(packed, padded, rtol=1e-6, atol=1e-8)
+
+
 def test_a_member_ends_with_the_same_weights_whoever_shares_its_pack(tmp_path, monkeypatch):
     """With dropout in its head: the mask is its own, whatever row it has."""
     packed_runs(monkeypatch)

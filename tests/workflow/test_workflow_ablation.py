@@ -230,6 +230,20 @@ def test_a_score_below_the_tolerance_ends_the_suggestion_even_if_a_later_one_is_
     assert finding(0.90, 0.5, {(0, 0): 0.8, (0, 1): 0.9, (1, 1): 0.9}).stacks[0].can_go == 0
 
 
+def test_what_is_suggested_can_be_trained():
+    """There is no training without any layer; what was left out already stays out; a layer's number means all stacks."""
+    every = finding(0.90, 0.9, {(0, 0): 0.9, (0, 1): 0.9, (1, 1): 0.9})
+    assert every.stacks[0].can_go == 2
+    assert "leave_out" not in " ".join(words(every))
+    again = finding(0.90, 0.5, {(0, 0): 0.8, (0, 1): 0.5, (1, 1): 0.898})
+    again.method["leave_out"], again.stacks[0].depth = [2], 4
+    again.stacks[0].widest = Dropped(first=1, layers=1, score=0.898, speed=1.1)
+    assert "--set 'method.leave_out=[1, 2]'" in " ".join(words(again))
+    two = finding(0.90, 0.5, {(0, 0): 0.895, (0, 1): 0.5, (1, 1): 0.7})
+    two.stacks.append(finding(0.90, 0.5, {(0, 0): 0.7, (0, 1): 0.5, (1, 1): 0.7}).stacks[0])
+    assert "leave_out" not in " ".join(words(two))
+
+
 def test_tables_say_differences_in_points_and_shade_what_is_lost():
     found = finding(0.90, 0.5, {(0, 0): 0.895, (0, 1): 0.5, (1, 1): 0.91}, lengths=[(0, 0.5), (1, 0.9), (5, 0.9)])
     (headers, rows), shades = spans(found, found.stacks[0])

@@ -244,6 +244,9 @@ def test_a_comparison_that_has_ended_only_gets_its_report_again(settings, loaded
     assert len(pack.packs) == packs
     assert again.best.candidate == first.best.candidate
     assert (out / "report.html").read_bytes() == before
+    compare(settings(budget=3000.0), backbone=loaded, packs=pack, resume=True)
+    with pytest.raises(ConfigError, match="seeds was 3 and is 4"):
+        compare(settings(seeds=4), backbone=loaded, packs=pack, resume=True)
 
 
 def test_a_resumed_comparison_is_the_same_comparison(settings, loaded, clock):

@@ -6,7 +6,7 @@ from hypothesis import settings as trials
 from hypothesis import strategies as st
 from scipy import stats
 
-from intarsia.workflow.compare.statistics import difference, holm, interval, pareto
+from intarsia.workflow.compare.statistics import difference, holm, interval, pareto, proportion_error
 
 SCORES = st.lists(st.floats(0, 1), min_size=2, max_size=8)
 
@@ -49,6 +49,12 @@ def test_too_little_gives_no_p_and_no_warning():
     assert difference({1: 0.9}, {1: 0.8}).p is None
     assert difference({1: 0.9, 2: 0.9}, {1: 0.8, 2: 0.8}).p is None
     assert difference({1: 0.9, 2: 0.8}, {1: 0.9, 2: 0.8}).p == 1.0
+
+
+def test_a_few_rows_that_are_all_right_are_no_certainty():
+    assert proportion_error(1.0, 20) == pytest.approx(0.0564, abs=1e-4)
+    assert proportion_error(0.0, 20) == pytest.approx(proportion_error(1.0, 20))
+    assert proportion_error(0.9, 10_000) == pytest.approx(0.003, abs=1e-5)
 
 
 def test_holm_corrects_in_order_and_never_falls():

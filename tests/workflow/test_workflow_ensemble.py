@@ -5,7 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
+from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError
+from intarsia.heads import Head
+from intarsia.methods import PromptTuning
 from intarsia.task import Task
 from intarsia.workflow import evaluate, predict
 from intarsia.workflow.ensemble import majority, majority_text, mean
@@ -95,6 +98,16 @@ def test_evaluation_gives_the_vote_and_each_task(folders, files):
     lines = [line for line in files["test"].read_text().splitlines()[1:] if line]
     right = [line.endswith("," + answer.label) for line, answer in zip(lines, answers, strict=True)]
     assert found.metrics["accuracy"] == pytest.approx(sum(right) / len(right))
+
+
+def test_tasks_that_answer_otherwise_cannot_vote(folders, backbone, tmp_path):
+    loaded = Backbone.load(str(backbone), dtype="float32", device="cpu")
+    other = Task.new("other", loaded, PromptTuning(length=2), Head(kind="regression"))
+    other.save(tmp_path / "other")
+    with pytest.raises(
+        TaskError, match="task 2 answers regression without labels, the first classification with labels"
+    ):
+        predict([folders[0], tmp_path / "other"], ["good"], combine="mean", backbone=loaded)
 
 
 def test_one_forward_pass_answers_for_all(folders, monkeypatch):

@@ -47,6 +47,14 @@ def test_free_text_goes_from_file_to_text(cli, request, pairs, tmp_path, family,
     beams = cli("predict", out, "--data", pairs, "--beams", 3, "--length-penalty", 0.5)
     assert beams.status == 0, beams.err
     assert len(beams.lines()) == 48
+    for option, reason in (
+        ("--temperature", "none is drawn"),
+        ("--top-p", "none is drawn"),
+        ("--length-penalty", "one beam"),
+    ):
+        idle = cli("predict", out, "--text", "a film", option, 0.5)
+        assert (idle.status, reason in idle.err) == (2, True), idle.err
+    assert cli("predict", out, "--text", "a film", "--temperature", 1, "--top-p", 1).status == 0
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])

@@ -8,7 +8,7 @@ import typer
 from typer.exceptions import TyperException
 
 from intarsia.cli.app import app
-from intarsia.cli.output import Interrupted
+from intarsia.cli.output import Interrupted, escape_what_stdout_lacks
 from intarsia.errors import IntarsiaError
 
 
@@ -16,6 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (a check failed), 2 (an error, said in one line on stderr) or 130 (Ctrl-C)."""
     if argv is None:
         _quiet_libraries()
+        escape_what_stdout_lacks()
     try:
         status = app(args=argv, prog_name="intarsia", standalone_mode=False)
         sys.stdout.flush()

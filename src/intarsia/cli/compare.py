@@ -100,6 +100,10 @@ def compare(
     try:
         summary = run(settings, resume=resume, view=view, began=began)
     except KeyboardInterrupt as error:
+        from intarsia.workflow.compare.ledger import FILE
+
+        if not (settings.base.out / FILE).exists():
+            raise Interrupted("stopped before the comparison began; nothing is lost, start it again") from error
         where = shlex.quote(str(settings.base.out))
         raise Interrupted(f"stopped; go on with: intarsia compare --out {where} --resume") from error
     finally:

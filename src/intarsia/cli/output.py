@@ -1,5 +1,7 @@
 """Printing, for all commands: tables in a terminal and in a file, JSON, and files that are whole or absent."""
 
+import codecs
+import io
 import json
 import os
 import sys
@@ -17,9 +19,11 @@ def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: drawn by rich in a terminal, aligned columns elsewhere. An empty header row is left out."""
     if sys.stdout.isatty():
         from rich.console import Console
-        from rich.table import Table
+        from rich.table import Column, Table
 
-        table = Table(*headers, show_header=any(headers), box=None if not any(headers) else _box())
+        # Folded, where rich would cut a cell that is too wide: a path or a figure that ends in … is lost.
+        columns = [Column(header, overflow="fold") for header in headers]
+        table = Table(*columns, show_header=any(headers), box=None if not any(headers) else _box())
         for row in rows:
             table.add_row(*(cell.replace("[", r"\[") for cell in row))
         Console().print(table)
@@ -39,6 +43,19 @@ def _box() -> Any:
 def print_json(value: Any) -> None:
     """One JSON object on one line of stdout."""
     print(json.dumps(value, ensure_ascii=False))
+
+
+def escape_what_stdout_lacks() -> None:
+    """Characters that are not in stdout's encoding are written as JSON escapes them, \\u2193, so that a line of JSON stays one."""
+
+    def escaped(error: UnicodeError) -> tuple[str, int]:
+        if not isinstance(error, UnicodeEncodeError):
+            raise error
+        return json.dumps(error.object[error.start : error.end])[1:-1], error.end
+
+    codecs.register_error("json", escaped)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="json")
 
 
 @contextmanager

@@ -117,6 +117,10 @@ def train(
     try:
         result = run(settings, resume=resume, score_test=score_test or test is not None, report=open_reporter())
     except KeyboardInterrupt as error:
+        from intarsia.training.record import RUN
+
+        if not (settings.out / RUN).exists():
+            raise Interrupted("stopped before the training began; nothing is lost, start it again") from error
         raise Interrupted(
             f"stopped; go on with: intarsia train --out {shlex.quote(str(settings.out))} --resume"
         ) from error
@@ -138,15 +142,28 @@ def _train_pack(
         given = _given(run_file, flags, overrides) + " --score-test" * score_test
         raise Interrupted(f"stopped; go on with: intarsia train {given} --resume") from error
     rows, failed = [], [result for result in results if isinstance(result, Failed)]
+    tested = any("test" in result.metrics for result in results if not isinstance(result, Failed))
     for settings, result in zip(runs, results, strict=True):
         if not isinstance(result, Failed):
-            scores = [f"{name} {number(v)}" for split in result.metrics.values() for name, v in split.items()]
-            shown = [*scores, "", ""][:2]  # a run of text has its loss alone
+            shown = _scores(result.metrics, tested=tested)
             rows.append([name_of(settings), *shown, number(result.parameters), size(result.size), str(result.folder)])
     if rows:
-        print_table(["run", "score", "", "parameters", "size", "task"], rows)
+        scores = ["validation", "test"] if tested else ["score", ""]
+        print_table(["run", *scores, "parameters", "size", "task"], rows)
     if failed:
         raise TrainingError("; ".join(f"run {one.name!r} failed: {one.message}" for one in failed))
+
+
+def _scores(metrics: Mapping[str, Mapping[str, float]], *, tested: bool) -> list[str]:
+    """Two cells of a pack's table: the first score of validation and of the test split, or the first two where no run is tested. A
+    run of text has its loss alone."""
+    found = {
+        split: [f"{name} {number(value)}" for name, value in scores.items()] or [""]
+        for split, scores in metrics.items()
+    }
+    if tested:
+        return [found.get(split, [""])[0] for split in ("validation", "test")]
+    return [*(cell for cells in found.values() for cell in cells), "", ""][:2]
 
 
 def _given(run_file: Path, flags: Mapping[str, Any], overrides: Sequence[str]) -> str:

@@ -34,9 +34,8 @@ def set_aside(rows: Rows, kind: str, fraction: float, seed: int) -> tuple[Rows, 
     if not chosen:  # so few rows that every share rounded to none
         largest = max(classes.values(), key=len)
         if len(largest) < 2:
-            raise DataError(
-                f"{len(groups)} different training texts are too few to set some aside; give a validation file"
-            )
+            of = f" for each of the {len(classes)} labels" if len(classes) > 1 else ""
+            raise DataError(f"there is one training text{of}, so none can be set aside; give a validation file")
         chosen = largest[int(rng.integers(len(largest)))]
     aside = set(chosen)
     return rows.take([row for row in range(len(rows)) if row not in aside]), rows.take(sorted(aside))

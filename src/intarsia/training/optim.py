@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from intarsia.training.settings import TrainSettings
 
+HEAD = "head_module."
+"""What the names of the head's parameters begin with."""
 Scalars = dict[str, dict[str, int | float]]
 OptimizerState = tuple[dict[str, Tensor], Scalars]
 """By the parameters' names: tensors as `name/key`, and Python numbers apart."""
@@ -18,7 +20,7 @@ def build_optimizer(task: Any, settings: TrainSettings) -> torch.optim.Optimizer
     Groups: the deltas and the head, each with weight decay, and without it (the names in `task.decay_free()`: biases, gains,
     prompts). The learning rate is set by the loop before each step, times the group's `share`.
     """
-    groups = decay_groups(task, settings.decay(), settings.head_share())
+    groups = decay_groups(task, settings.decay(), settings.head_share(alone=head_alone(task)))
     if settings.optimizer == "adafactor":
         # Not torch.optim.Adafactor: it caps the rate at 1/sqrt(step), always scales by the parameter, and waits for
         # the GPU twice per tensor. Row and column statistics are over the last two axes: each task keeps its own.
@@ -34,13 +36,18 @@ def decay_groups(task: Any, weight_decay: float, head_share: float = 1.0) -> lis
     free: set[str] = task.decay_free()
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in trained(task).items():
-        share = head_share if name.startswith("head_module.") else 1.0
+        share = head_share if name.startswith(HEAD) else 1.0
         groups.setdefault((0.0 if name in free else weight_decay, share), []).append(parameter)
     return [{"params": own, "weight_decay": decay, "share": share} for (decay, share), own in groups.items()]
 
 
 def trained(task: Any) -> dict[str, nn.Parameter]:
     return {name: p for name, p in task.named_parameters() if p.requires_grad}
+
+
+def head_alone(task: Any) -> bool:
+    """Whether nothing but the head is trained."""
+    return all(name.startswith(HEAD) for name in trained(task))
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer, task: Any) -> OptimizerState:

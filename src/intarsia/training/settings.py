@@ -22,7 +22,8 @@ class TrainSettings(BaseModel):
     learning_rate: Positive | None = None
     """Peak learning rate. None: the method's own default (adapters about ten times full fine-tuning's)."""
     head_learning_rate: Positive | None = None
-    """The head's own peak. None: `learning_rate`, but at most 5e-3: prompts and prefixes want far larger steps than a head."""
+    """The head's own peak. None: `learning_rate`, but at most 5e-3 beside modules: prompts and prefixes want far larger steps than
+    a head. A head alone has `learning_rate` as it is."""
     batch_size: Count = 16
     """Rows per batch."""
     optimizer: Literal["adamw", "adafactor"] = "adamw"
@@ -67,11 +68,11 @@ class TrainSettings(BaseModel):
     """Which rows share a batch: of like length (less padding), the same with few widths, of lengths that add up to the same in each
     (packed rows, in one shape), or any. auto: balanced on a GPU, like on a CPU, but rounded where it has AMX."""
 
-    def head_share(self) -> float:
-        """The head's learning rate as a share of the others'."""
+    def head_share(self, *, alone: bool) -> float:
+        """The head's learning rate as a share of the others'. alone: whether there are no others."""
         if self.learning_rate is None:
             return 1.0
-        own = self.head_learning_rate or min(self.learning_rate, 5e-3)
+        own = self.head_learning_rate or (self.learning_rate if alone else min(self.learning_rate, 5e-3))
         return own / self.learning_rate
 
     def decay(self) -> float:

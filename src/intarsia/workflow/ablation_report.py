@@ -99,10 +99,12 @@ def _suggestion(found: Ablation, stack: Stack) -> str:
         layers = f"{widest.first} to {widest.first + widest.layers - 1}" if widest.layers > 1 else f"{widest.first}"
         said += f" Elsewhere, layer{'s' * (widest.layers > 1)} {layers} can: {_gain(found, widest)}."
         best = widest.layers
-    if best and "leave_out" in found.method:
+    # `leave_out` means layers of all stacks, and there is no training without any layer.
+    if best and "leave_out" in found.method and len(found.stacks) == 1:
         first = 0 if widest is None or widest.layers <= stack.can_go else widest.first
-        layers = json.dumps(list(range(first, first + best)))
-        said += f" To train without them from the start, which does better: --set 'method.leave_out={layers}'."
+        layers = sorted({*found.method["leave_out"], *range(first, first + best)})
+        if len(layers) < stack.depth:
+            said += f" To train without them from the start, which does better: --set 'method.leave_out={json.dumps(layers)}'."
     return said[0].upper() + said[1:]
 
 

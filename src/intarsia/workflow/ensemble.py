@@ -12,6 +12,7 @@ import torch
 
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError, TaskError
+from intarsia.heads import Head
 from intarsia.rows import longest_input
 from intarsia.task import Task
 from intarsia.training import Scores, Writing, compute_metrics
@@ -49,15 +50,16 @@ def check(tasks: Sequence[Task], combine: str) -> None:
         raise ConfigError(f"combine must be one of {', '.join(VOTES)}, got {combine!r}")
     first, head = tasks[0], head_of(tasks[0])
     if head.kind not in ("classification", "generation") or (head.kind == "generation" and not head.labels):
-        raise ConfigError(f"only tasks with labels can vote, classification or text-to-text; got {head.kind} without")
+        raise ConfigError(
+            f"only tasks with labels can vote, classification or text-to-text; got {head.kind} without labels"
+        )
     if head.kind == "generation" and combine == "mean":
         raise ConfigError("generated labels have no probabilities to take a mean of; give --combine majority")
     for index, task in enumerate(tasks[1:], 2):
         other = head_of(task)
         if (other.kind, other.labels) != (head.kind, head.labels):
             raise TaskError(
-                f"task {index} answers {other.kind} with labels {', '.join(other.labels)}, the first {head.kind} with "
-                f"{', '.join(head.labels)}; only tasks with the same labels can vote"
+                f"task {index} answers {_answers(other)}, the first {_answers(head)}; only tasks with the same labels can vote"
             )
         if task.data.get("template") != first.data.get("template"):
             raise TaskError(f"task {index} has another template than the first; only tasks that read alike can vote")
@@ -68,6 +70,10 @@ def check(tasks: Sequence[Task], combine: str) -> None:
             )
         if any(task.name == before.name for before in tasks[: index - 1]):
             task.name = f"{task.name} ({index})"
+
+
+def _answers(head: Head) -> str:
+    return f"{head.kind} with labels {', '.join(head.labels)}" if head.labels else f"{head.kind} without labels"
 
 
 def _columns(task: Task) -> int:

@@ -91,8 +91,15 @@ def texts_per_row(folder: Path) -> int:
 
 
 def columns_of(task: Task, given: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The text columns as given, or of the task's training; None, to be guessed, for a task made by hand."""
-    return tuple(given or task.data.get("text_columns") or ()) or None
+    """The text columns as given, or of the task's training; None, to be guessed, for a task made by hand. ConfigError where the
+    task reads more or fewer texts a row than are given."""
+    own = tuple(task.data.get("text_columns") or ())
+    if given and own and len(given) != len(own):
+        raise ConfigError(
+            f"task {task.name!r} reads {len(own)} text(s) per row, {', '.join(own)} in training; "
+            f"give as many --text-columns, got {', '.join(given)}"
+        )
+    return tuple(given or own) or None
 
 
 def spec_of(task: Task, data: str | None, columns: tuple[str, ...] | None, label: str | None) -> DataSpec:

@@ -11,6 +11,7 @@ from intarsia.bank import TaskBank
 from intarsia.data import DataSpec, load_data, load_rows_for_prediction
 from intarsia.data.spec import SPLITS
 from intarsia.errors import ConfigError, DataError, TaskError, nearest
+from intarsia.heads import Decoding
 from intarsia.modes import own_modes
 from intarsia.rows import Prediction, room
 from intarsia.task import Task
@@ -83,7 +84,7 @@ def evaluate(
     settings to change for this call, such as {"beams": 5, "lowercase": True}. where: backbone, dtype, device, as `open_task`
     takes them. DataError where a label is none of the task's.
     """
-    _check_split(split)
+    check_split(split)
     tasks, backbone = _open(folder, combine, where)
     task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if isinstance(data, DataSpec):
@@ -127,7 +128,7 @@ def predict(
         raise ConfigError(f"predict takes a list of texts, got one str; give [{texts[:40]!r}]")
     if (texts is None) == (data is None):
         raise ConfigError("predict needs texts or data: give --text (once for each text) or --data, not both")
-    _check_split(split)
+    check_split(split)
     tasks, backbone = _open(folder, combine, where)
     task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if texts is not None:
@@ -197,8 +198,21 @@ def _writing(task: Task, backbone: Backbone, changes: Mapping[str, Any] | None) 
             raise ConfigError(f"{next(iter(changes))} is for tasks that generate text; task {task.name!r} does not")
         return None
     writing = Writing.of(task, backbone, changes)
+    _check_used(changes or {}, writing.decoding)
     check_writing(task, backbone, writing.decoding.max_new_tokens)
     return writing
+
+
+def _check_used(changes: Mapping[str, Any], decoding: Decoding) -> None:
+    """ConfigError for a change that changes nothing: of drawing where nothing is drawn, of beam search with one beam."""
+    usual = Decoding()
+    for name, value in changes.items():
+        if value == getattr(usual, name, value):  # it asks for nothing
+            continue
+        if name in ("temperature", "top_k", "top_p") and not decoding.sample:
+            raise ConfigError(f"{name} is for drawing tokens, and none is drawn; add --sample, or leave it out")
+        if name == "length_penalty" and decoding.beams == 1:
+            raise ConfigError("length_penalty is for beam search, and there is one beam; add --beams, or leave it out")
 
 
 def _vote(
@@ -208,6 +222,6 @@ def _vote(
         return ensemble.answer(bank, tasks, source, combine, tick=tick, writing=writing)
 
 
-def _check_split(split: str) -> None:
+def check_split(split: str) -> None:
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}{nearest(split, SPLITS)}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from intarsia import ops
 from intarsia.methods import ProjectionDelta, WeightDelta
 from intarsia.task import Task
-from intarsia.training.optim import OptimizerState, trained
+from intarsia.training.optim import HEAD, OptimizerState, head_alone, trained
 
 if TYPE_CHECKING:
     from intarsia.training.member import Member
@@ -47,7 +47,7 @@ def _kinds(task: Task, *, lowered: bool) -> dict[str, Kind]:
     for name, parameter in trained(task).items():
         owner = task.get_submodule(name.rpartition(".")[0])
         low = isinstance(owner, WeightDelta) or (isinstance(owner, ProjectionDelta) and parameter.dim() > 2)
-        found[name] = Kind(not (lowered and low), name.startswith("head_module."), name in free)
+        found[name] = Kind(not (lowered and low), name.startswith(HEAD), name in free)
     return found
 
 
@@ -108,7 +108,8 @@ class Stack:
 
     def _span(self, at: slice, names: tuple[str, ...], kind: Kind) -> Span:
         settings = [member.settings for member in self.members]
-        share = self._column([s.head_share() if kind.head else 1.0 for s in settings])
+        alone = head_alone(self.members[0].task)
+        share = self._column([s.head_share(alone=alone) if kind.head else 1.0 for s in settings])
         decay = self._column([0.0 if kind.free else s.decay() for s in settings])
         return Span(at, names, not kind.high, share, decay)
 

@@ -19,7 +19,7 @@ from intarsia.workflow.compare.ledger import Ledger
 from intarsia.workflow.compare.live import SilentView, View
 from intarsia.workflow.compare.packs import Packs
 from intarsia.workflow.compare.report import write_report
-from intarsia.workflow.compare.settings import CompareSettings
+from intarsia.workflow.compare.settings import CompareSettings, from_mapping
 from intarsia.workflow.compare.stages import Stages
 from intarsia.workflow.compare.summary import Summary, summarise
 from intarsia.workflow.compare.testing import score_chosen
@@ -40,14 +40,18 @@ def compare(
 ) -> Summary:
     """Compares methods on a task, and leaves ledger, runs, the best task and a report in `settings.base.out`.
 
-    resume: goes on where a ledger ends; a comparison that has ended only gets its report again. backbone: one that is loaded
-    already. began: when the command started, by time.monotonic(); the budget counts from there. Raises any IntarsiaError of
-    settings, data and backbone; a run that fails is only reported. KeyboardInterrupt after Ctrl-C, when all has been saved.
+    resume: goes on where a ledger ends; a comparison that has ended only gets its report again, and no other settings.
+    backbone: one that is loaded already. began: when the command started, by time.monotonic(); the budget counts from there.
+    Raises any IntarsiaError of settings, data and backbone; a run that fails is only reported. KeyboardInterrupt after
+    Ctrl-C, when all has been saved.
     """
     out = settings.base.out
     with closing(Ledger(out, resume=resume, began=began)) as ledger:
-        if ledger.last("end") is None:
-            view = view or SilentView()
+        view = view or SilentView()
+        if ledger.last("end"):
+            _check_settings(ledger, settings)
+            view.say(f"the comparison in {out} has ended; its report is written again")
+        else:
             view.begin(ledger.spent, settings.budget)
             _Comparison(settings, ledger, view, backbone, packs).go()
         summary = summarise(ledger.events, out)
@@ -231,6 +235,14 @@ class _Comparison:
 
 def _rung(index: int) -> str:
     return f"search {index + 1}"
+
+
+def _check_settings(ledger: Ledger, settings: CompareSettings) -> None:
+    """ConfigError where these are not the settings of the comparison."""
+    start = ledger.last("start")
+    assert start is not None, "what has ended has begun"
+    then, now = from_mapping(start["settings"]).plain(), settings.plain()
+    check_same(*(_lasting({"settings": as_json(one)}) for one in (then, now)))
 
 
 def _lasting(facts: Mapping[str, Any]) -> dict[str, Any]:

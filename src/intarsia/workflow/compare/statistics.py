@@ -65,6 +65,13 @@ def difference(mine: Mapping[int, float], baseline: Mapping[int, float]) -> Diff
     return Difference(mean=mean, half=half, p=float(welch.pvalue), test="Welch's t-test, no common seeds")
 
 
+def proportion_error(share: float, count: int) -> float:
+    """Standard error of a share of `count` rows, with two rows more of each kind (Agresti and Coull 1998): a few rows that are all
+    right are no certainty."""
+    share = (share * count + 2) / (count + 4)
+    return math.sqrt(share * (1 - share) / (count + 4))
+
+
 def holm(ps: Sequence[float | None]) -> list[float | None]:
     """p values corrected for so many comparisons (Holm 1979); those that are None stay so."""
     order = sorted((i for i, p in enumerate(ps) if p is not None), key=lambda i: ps[i] or 0.0)

@@ -1,12 +1,11 @@
 """What the tables mean, in sentences; the page, its Markdown twin and the terminal share them."""
 
-import math
 import platform
 from collections.abc import Sequence
 
 from intarsia.workflow.compare.budget import WORTHWHILE
 from intarsia.workflow.compare.report.cells import duration, plus_minus, shown, size
-from intarsia.workflow.compare.statistics import interval
+from intarsia.workflow.compare.statistics import interval, proportion_error
 from intarsia.workflow.compare.summary import Row, Summary
 
 SIGNIFICANT = 0.05
@@ -63,7 +62,7 @@ def cautions(summary: Summary) -> list[str]:
     rows = summary.start["rows"]["test" if summary.tested else "validation"]
     if summary.metric == "accuracy" and rows:
         mean = interval(list(summary.best.scores("accuracy").values())).mean
-        error = 100 * math.sqrt(max(mean * (1 - mean), 0.0) / rows)
+        error = 100 * proportion_error(mean, rows)
         said.append(
             f"The intervals are over seeds. The {summary.split()} split has {rows:,} rows, which by themselves give an accuracy of "
             f"{100 * mean:.1f} % a standard error of {error:.1f} points."
