@@ -282,14 +282,14 @@ class TaskBank(Residents):
     def _again(self, states: Tensor) -> Tensor:
         """Gradient checkpointing runs the hooks again during backward, and then wants this call's routing."""
         if states.requires_grad and self.backbone.checkpointing:
-            route = self._route
+            route = self.current
 
             def during(_grad: Tensor) -> None:
-                self._route = route
+                self.current = route
                 torch.autograd.Variable._execution_engine.queue_callback(after)
 
             def after() -> None:
-                self._route = self._default
+                self.current = self._default
 
             states.register_hook(during)
         return states

@@ -15,6 +15,7 @@ from intarsia.backbone import Backbone
 from intarsia.backbone.attention import Prefix
 from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
+from intarsia.dropped import Reach
 from intarsia.errors import ConfigError, TaskError, nearest
 from intarsia.light import LightTask, held
 from intarsia.modes import own_modes
@@ -50,8 +51,10 @@ class Residents:
         self.mixes = True
         """Whether tasks share passes; not where the backbone computes something for all rows together at a site (DeBERTa's position
         table, OPT's flattened feed-forward), which is found out by running it."""
-        self._default = self._route = PLAIN
+        self._default = self.current = PLAIN
+        """current: the routing of the model's calls now."""
         self._active: str | None = None
+        self._reach = Reach(self, self._hooks)
 
     @in_turn
     @own_modes()
@@ -168,7 +171,8 @@ class Residents:
     def activate(self, name: str | None) -> None:
         """The task of every row when the model itself is called, as in a user's own loop over `backbone.model`; None: none."""
         self._active = None if name is None else self._known(name)
-        self._default = self._route = PLAIN if name is None else self._alone(self._known(name))
+        self._default = self.current = PLAIN if name is None else self._alone(self._known(name))
+        self._reach.kept = None if name is None else self
 
     def passes(self, names: Sequence[str | None]) -> list[list[int]]:
         """Row indices of each pass that a batch of these tasks takes, sorted as `route` wants them."""
@@ -216,11 +220,11 @@ class Residents:
     @contextmanager
     def under(self, route: Route) -> Iterator[None]:
         """The model's calls meanwhile are routed so."""
-        before, self._route = self._route, route
+        before, self.current = self.current, route
         try:
             yield
         finally:
-            self._route = before
+            self.current = before
 
     def _alone(self, name: str) -> Route:
         if isinstance(self._residents[name], Stored):
@@ -278,22 +282,22 @@ class Residents:
             self._hooks[key] = hooks, users + 1
 
     def _hook(self, site: Site) -> Hooks:
-        key, device = site.key, self.backbone.device
+        key, device, reach = site.key, self.backbone.device, self._reach
 
         def project(x: Tensor, y: Tensor) -> Tensor:
-            return self._route.project(key, x, y)
+            return reach.route.project(key, x, y)
 
         def norm(x: Tensor | Summed, own: Own) -> Tensor | None:
-            return self._route.norm(key, x, own)
+            return reach.route.norm(key, x, own)
 
         def replace() -> Tensor | None:
-            return self._route.replacement(key)
+            return reach.route.replacement(key)
 
         def extend(rows: int) -> list[Prefix] | Before | None:
-            return self._route.prefix(key, rows)
+            return reach.route.prefix(key, rows)
 
         def enter(rows: int) -> Prompts | None:
-            return self._route.prompts(key, rows, device)
+            return reach.route.prompts(key, rows, device)
 
         changes = {Role.WEIGHT: replace, Role.KV: extend, Role.EMBED: enter, Role.EMBED_OUT: enter}
         whole = self.backbone.hook_norm(site, norm) if site.role is Role.NORM else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, Protocol, TypeVar
@@ -13,12 +14,28 @@ class Turns:
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
+        self._depth = 0
+        self._behind: deque[Callable[[], None]] = deque()
 
     def __enter__(self) -> None:
         self._lock.acquire()
+        self._depth += 1
 
     def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        self._catch_up()
         self._lock.release()
+
+    def when_free(self, action: Callable[[], None]) -> None:
+        """Does it now, or when the call that is at work ends. Never waits, as garbage collection may ask for it anywhere."""
+        self._behind.append(action)
+        if self._lock.acquire(blocking=False):
+            self._catch_up()
+            self._lock.release()
+
+    def _catch_up(self) -> None:
+        while self._behind and not self._depth:
+            self._behind.popleft()()
 
     def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
         return Turns, ()

@@ -120,11 +120,9 @@ def checkpointing(model, on):
 
 
 def gradients(backbone, task, batch, labels):
-    bank = TaskBank(backbone, [task])
     task.zero_grad()
-    loss = task.loss(bank(batch, tasks=task.name), labels)
-    loss.backward()
-    bank.detach()
+    loss = task.loss(TaskBank(backbone, [task])(batch, tasks=task.name), labels)
+    loss.backward()  # nobody has the bank but the graph, as far as layers run again
     return loss.item(), {name: p.grad.clone() for name, p in task.named_parameters()}
 
 
