@@ -48,20 +48,23 @@ of adapters' own. The two rounds of LoRA differ by a fifth, of a kind that proce
     "speed_cpu_amx": """\
 The goals were set on two processors with AMX: 4.5 x the peers' defaults and 2.5 x their best settings. These are two of a host's,
 three times at once, and each gives either the whole of a core's AMX or half of it, since neighbours (other machines of the same
-host, and these three) share the cores. `host`: two calls on two hosts, the second busy throughout. `fastest 20 steps` tells what
+host, and these three) share the cores. `host`: calls on several hosts, the second busy throughout. `fastest 20 steps` tells what
 was disturbed least, for all contenders alike. By these the first goal is met by all six on the first host (4.7 to 5.8) and by
-LoRA and adapters with first-token heads on the second (4.7 and 4.6; the others 3.7 to 3.9); the second goal is missed, by LoRA
-with 2.45 and 2.34 just so, by the others with 1.9 to 2.35. In the middle of whole runs it is 3.4 to 4.7 and 1.6 to 2.2 times on
-the first host, 3.1 to 4 and 1.75 to 2.2 times on the second. A third host, two processors beside other measurements, had four of
-the contenders, of fd887af: there it is 1.74 and 1.75 times (by the fastest 20 steps 1.54 and 1.63), and two runs of peft differ
-by a quarter.
+LoRA and adapters with first-token heads on the second (4.7 and 4.6; the others 3.7 to 3.9). The second goal was missed on both, by
+LoRA with 2.45 and 2.34 just so, by the others with 1.9 to 2.35. Then products that narrow came to use both processors (below), and
+the fifth call had nothing beside it: there LoRA has 2.71 times the peers' best, 2.58 in its best whole run against their best, but
+1.9 in the middle of its three runs; adapters 2.01. So it is met by LoRA on undisturbed cores, and by nothing else.
+
+In the middle of whole runs it is 3.4 to 4.7 and 1.6 to 2.2 times on the first host, 3.1 to 4 and 1.75 to 2.2 times on the second.
+The third and the fourth call were beside other measurements: 1.5 to 1.9 times by the fastest 20 steps, 1.7 to 2.3 in the middle.
 
 What came for AMX: frozen products take oneDNN's own layout of the weights, which a plain product in bf16 makes again at each call,
 and write the bias with the result; queries, keys and values have one product each way (`ops/frozen.py`). A shape that has not
 been met costs more with it, so batches there are padded to one of eight widths between two powers of two (at most an eighth more).
-Attention's mask and LoRA's sum are within their products. Memory: two more copies of the linear layers' weights, 42 MB here, and
-one where nobody trains through them; a trunk for which two were over a tenth of the machine's memory has none. `floor`
-has plain products.
+Where outputs are no more than inputs, and rows about as many, oneDNN's usual layout leaves one of two threads idle; such products
+have the layout that it likes for one row. Attention's mask and LoRA's sum are within their products. Memory: two more copies of the
+linear layers' weights, 42 MB here, and half as much more where batches are now middling and now not; one where nobody trains
+through them; a trunk for which two were over a tenth of the machine's memory has none. `floor` has plain products.
 
 Packs and reuse: the middle of five runs on three hosts, older code among them; what one run differs from another is more than what
 packs do.
@@ -73,7 +76,10 @@ peft's prefixes at their defaults do, too, so choose means for these.
 """What is said of a page's measurements."""
 HOW = {
     "speed_cpu": "24 timed steps after 6",
-    "speed_cpu_amx": "100 timed steps after 30, of the peers' defaults and the floor 40 after 10, of packs 48 or 96 after 16",
+    "speed_cpu_amx": (
+        "100 timed steps after 30 (of hosts 3 to 5 60 or 70), of the peers' defaults and the floor 40 after 10, of packs 48 or 96 "
+        "after 16"
+    ),
 }
 METHODS = {"adapter": "adapter", "lora": "LoRA", "prefix": "prefix", "prompt": "prompt"}
 """How the table names them."""
