@@ -8,21 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from intarsia.addressed import addressed, readable
 from intarsia.backbone import Backbone
-from intarsia.backbone.attention import Prefix
-from intarsia.backbone.entrance import Prompts
 from intarsia.backbone.hooks import Hooks
-from intarsia.dropped import Reach
 from intarsia.errors import ConfigError, TaskError, nearest
 from intarsia.light import LightTask, held
 from intarsia.modes import own_modes
-from intarsia.ops import Before, Own, Summed, fused
+from intarsia.ops import fused
+from intarsia.reach import Reach
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.shelf import Shelf
-from intarsia.sites import Role, Site
 from intarsia.storage import Form, Live, Stored
 from intarsia.task import Task
 from intarsia.turns import in_turn
@@ -272,7 +268,7 @@ class Residents:
         try:
             for key, site in task.sites.items():
                 if key not in self._hooks:
-                    new[key] = self._hook(site)
+                    new[key] = self._reach.hook(site)
         except BaseException:
             for hooks in new.values():
                 hooks.remove()
@@ -280,25 +276,3 @@ class Residents:
         for key in task.sites:
             hooks, users = self._hooks.get(key) or (new[key], 0)
             self._hooks[key] = hooks, users + 1
-
-    def _hook(self, site: Site) -> Hooks:
-        key, device, reach = site.key, self.backbone.device, self._reach
-
-        def project(x: Tensor, y: Tensor) -> Tensor:
-            return reach.route.project(key, x, y)
-
-        def norm(x: Tensor | Summed, own: Own) -> Tensor | None:
-            return reach.route.norm(key, x, own)
-
-        def replace() -> Tensor | None:
-            return reach.route.replacement(key)
-
-        def extend(rows: int) -> list[Prefix] | Before | None:
-            return reach.route.prefix(key, rows)
-
-        def enter(rows: int) -> Prompts | None:
-            return reach.route.prompts(key, rows, device)
-
-        changes = {Role.WEIGHT: replace, Role.KV: extend, Role.EMBED: enter, Role.EMBED_OUT: enter}
-        whole = self.backbone.hook_norm(site, norm) if site.role is Role.NORM else None
-        return whole or self.backbone.hook(site, changes.get(site.role, project))

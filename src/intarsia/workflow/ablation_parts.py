@@ -10,7 +10,7 @@ from torch import nn
 
 from intarsia.backbone import Backbone
 from intarsia.methods import EmbeddingDelta, KeyValueDelta, WeightDelta
-from intarsia.methods.prefix import PrefixDelta
+from intarsia.methods.prefix_deltas import PrefixDelta
 from intarsia.methods.prompt import PromptDelta
 from intarsia.sites import Role, Site
 from intarsia.task import Task
