@@ -8,8 +8,8 @@ from intarsia.heads import IGNORED, Head
 
 
 def loss(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
-    """The mean loss. labels: (B,) int64; (B, C) 0/1 for multi-label; (B,) float for regression; (B, T) int64, -100 where
-    there is no label, for token classification; for generation scores (K, V) and labels (K,), of the target tokens."""
+    """The mean loss. labels: (B,) int64; (B, C) 0/1 for multi-label; (B,) float for regression, in their own units; (B, T) int64,
+    -100 where there is no label, for token classification; for generation scores (K, V) and labels (K,), of the target tokens."""
     if not isinstance(labels, Tensor):
         raise ConfigError(f"labels must be a tensor, got {type(labels).__name__}; give torch.tensor(labels)")
     labels = labels.to(scores.device)
@@ -35,7 +35,12 @@ def loss(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
     if head.kind == "multi-label":
         return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype))
     if head.kind == "regression":
-        return F.mse_loss(scores.squeeze(-1), labels.to(scores.dtype))
+        return squares(head, scores, labels).mean()
     if head.kind == "token-classification":
         return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
     return F.cross_entropy(scores, labels)
+
+
+def squares(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
+    """regression: each row's loss. scores: (..., 1), labels: (...), both in the labels' units."""
+    return ((scores.squeeze(-1) - labels.to(scores.dtype)) / head.scale).square()

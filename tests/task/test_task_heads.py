@@ -225,3 +225,36 @@ def test_metrics_that_json_has_no_word_for_are_refused_in_one_line(tmp_path):
     with pytest.raises(TaskError, match="ndarray") as error:
         task.save(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_regression_answers_in_the_labels_units_and_its_loss_knows_no_unit():
+    """Prices and probabilities have the same gradients; alone, in a mixed batch and stored they are answered alike."""
+    backbone = wrap("bert")
+    batch = {"input_ids": torch.randint(3, 97, (3, 6))}
+    plain = Task.new("plain", backbone, HeadOnly(), Head(kind="regression", dropout=0.0))
+    priced = Task.new("priced", backbone, HeadOnly(), Head(kind="regression", dropout=0.0, mean=2e4, scale=1e3))
+    labels = torch.tensor([0.5, -1.0, 2.0])
+    bank = TaskBank(backbone, [plain, priced])
+    losses = [bank.loss(batch, labels, "plain"), bank.loss(batch, labels * 1e3 + 2e4, "priced")]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=0)
+    for one in losses:
+        one.backward()
+    torch.testing.assert_close(priced.head_module.weight.grad, plain.head_module.weight.grad, rtol=1e-3, atol=1e-5)
+    expected = bank(batch, "plain").detach() * 1e3 + 2e4
+    for task in (plain, priced):
+        task.eval().requires_grad_(False)
+    for own in (bank, TaskBank(backbone, [plain, priced])):
+        torch.testing.assert_close(own(batch, "priced"), expected)
+        first, second, third = own(batch, ["priced", "plain", "priced"])
+        torch.testing.assert_close(torch.stack([first, third]), expected[[0, 2]])
+        torch.testing.assert_close(second * 1e3 + 2e4, expected[1])
+
+
+@pytest.mark.parametrize(
+    "units", [{"scale": 0.0}, {"scale": float("nan")}, {"mean": float("inf")}, {"kind": "classification", "mean": 1.0}]
+)
+def test_units_that_mean_nothing_are_refused(units):
+    with pytest.raises(
+        ConfigError, match=r"Head.mean and Head.scale are for regression, finite, and scale above 0; got"
+    ):
+        Head(**{"kind": "regression", "labels": ("a", "b") if "kind" in units else ()} | units)

@@ -28,7 +28,7 @@ class Scores:
     """classification: class index; multi-label: (C,) of 0 and 1; regression: float; token-classification: (T,);
     generation: the text, where text was asked for."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """With `loss`; empty where the rows have no labels."""
+    """With `loss`; empty where the rows have no labels. Of regression all but `loss` are in the labels' units."""
 
 
 def evaluate(
