@@ -258,3 +258,44 @@ def test_units_that_mean_nothing_are_refused(units):
         ConfigError, match=r"Head.mean and Head.scale are for regression, finite, and scale above 0; got"
     ):
         Head(**{"kind": "regression", "labels": ("a", "b") if "kind" in units else ()} | units)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        (
+            "classification",
+            [0, 3],
+            "classification wants labels from 0 to 2, and -100 where nothing is to be learnt; got 3",
+        ),
+        ("classification", [-1, 0], "got -1"),
+        ("classification", [0.0, 1.0], r"got float32, make whole numbers of them with labels.long\(\)"),
+        (
+            "classification",
+            [[0.0, 2.0, 0.0]] * 2,
+            "classification wants a number from 0 to 1 for each row and label; got 2",
+        ),
+        ("multi-label", [[0, 5, 1]] * 2, "multi-label wants a number from 0 to 1 for each row and label; got 5"),
+        ("token-classification", [[0, 7], [-100, 1]], "token-classification wants labels from 0 to 2, .* got 7"),
+    ],
+)
+def test_a_label_that_is_no_class_is_said(kind, labels, message):
+    labels = torch.tensor(labels)
+    scores = torch.zeros(2, 2, 3) if kind == "token-classification" else torch.zeros(2, 3)
+    with pytest.raises(ConfigError, match=message):
+        loss(Head(kind=kind, labels=("a", "b", "c")), scores, labels)
+
+
+def test_classes_may_be_one_hot_whole_numbers():
+    head, scores = Head(labels=("a", "b", "c")), torch.randn(2, 3)
+    one_hot = torch.tensor([[0, 1, 0], [0, 0, 1]])
+    torch.testing.assert_close(loss(head, scores, one_hot), loss(head, scores, torch.tensor([1, 2])))
+
+
+def test_a_batch_without_one_label_has_no_loss_and_moves_nothing():
+    """The mean over none is nan, and one step with it loses all weights."""
+    scores = torch.randn(2, 4, 3, requires_grad=True)
+    found = loss(Head(kind="token-classification", labels=("a", "b", "c")), scores, torch.full((2, 4), IGNORED))
+    found.backward()
+    assert found.item() == 0
+    assert not scores.grad.any()

@@ -118,8 +118,8 @@ def _labelled(labels: Tensor | None) -> Tensor:
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
-    """The mean over all labels, of batches' means and how many labels each has. A batch without one labelled word has no loss (it
-    is nan), and no weight."""
+    """The mean over all labels, of batches' means and how many labels each has. A batch without one labelled word has no
+    weight."""
     if not losses:
         raise DataError("evaluation needs at least one row, got none")
     return sum(loss * n for loss, n in losses if n) / max(1, sum(n for _, n in losses))
