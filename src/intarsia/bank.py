@@ -94,7 +94,7 @@ class TaskBank(Residents):
         head = self.tasks[name].head
         if head is None or head.kind != "generation":
             return self.tasks[name].loss(self(batch, tasks=name), labels)
-        check_targets(batch, labels, encoder_decoder=self.backbone.kind == "encoder-decoder")
+        check_targets(batch, labels, head, self.backbone)
         check_positions(batch, self.backbone, self.tasks, [name])
         labels = labels.to(self.backbone.device)
         if self.backbone.kind == "decoder":

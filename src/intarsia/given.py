@@ -10,6 +10,8 @@ from torch import Tensor
 
 from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError
+from intarsia.heads import Head
+from intarsia.losses import check_classes
 from intarsia.rows import Row, RowReader, virtual
 from intarsia.task import Task
 
@@ -27,7 +29,24 @@ def rows_in(batch: Mapping[str, Tensor]) -> int:
         raise ConfigError(
             f"input_ids must be of shape (rows, tokens), got {list(ids.shape)}; of one row give ids[None]"
         )
+    if ids is not None and (ids.is_floating_point() or (len(ids) and not ids.shape[1])):
+        dtype = str(ids.dtype).removeprefix("torch.")
+        got = f"{dtype}, make whole numbers of them with ids.long()" if ids.shape[1] else "rows without a token"
+        raise ConfigError(f"input_ids must be the tokenizer's whole numbers, one at least in a row; got {got}")
+    for name, like in _BESIDE.items():
+        if name in entries and like in entries and entries[name].shape != entries[like].shape:
+            raise ConfigError(
+                f"{name} must be of the shape of {like}, {list(entries[like].shape)}; got {list(entries[name].shape)}"
+            )
     return len(next(iter(entries.values())))
+
+
+_BESIDE = {
+    "attention_mask": "input_ids",
+    "token_type_ids": "input_ids",
+    "decoder_attention_mask": "decoder_input_ids",
+}
+"""What has an entry for each token of what."""
 
 
 def check_positions(
@@ -37,8 +56,9 @@ def check_positions(
     names: Sequence[str | None],
     new: int = 0,
 ) -> None:
-    """ConfigError where a row, its task's virtual tokens and `new` ones behind it have no place in a table of positions, in which
-    torch would look outside (and a GPU be lost)."""
+    """ConfigError where a row, its task's virtual tokens and `new` ones behind it have no place in a table of positions, or a token
+    none in that of tokens: torch would look outside (and a GPU be lost)."""
+    _check_ids(batch, backbone, tasks, names)
     limit, ids = backbone.positions, batch.get("input_ids")
     if limit is None or ids is None:
         return
@@ -59,10 +79,32 @@ def check_positions(
     )
 
 
+def _check_ids(
+    batch: Mapping[str, Tensor], backbone: Backbone, tasks: Mapping[str, Task], names: Sequence[str | None]
+) -> None:
+    """ConfigError for tokens that the backbone does not have. Looked at on the CPU alone: a GPU would be waited for."""
+    for key in ("input_ids", "decoder_input_ids"):
+        if (ids := batch.get(key)) is None or ids.device.type != "cpu" or not ids.numel():
+            continue
+        prompts = [None if name is None else tasks[name].prompt for name in set(names)]
+        # A template's slots are numbers below 0.
+        slots = max(
+            (prompt.length for prompt in prompts if prompt is not None and prompt.place == "template"), default=0
+        )
+        (least, most), known = (int(one) for one in ids.aminmax()), backbone.vocabulary
+        if known is not None and (most >= known or least < -slots):
+            raise ConfigError(
+                f"{key} holds token {most if most >= known else least}, and {backbone.name} has tokens 0 to {known - 1}; give "
+                "those of its own tokenizer"
+            )
+
+
 def row_names(batch: Mapping[str, Tensor], tasks: Any) -> list[Any]:
     """The name for each row; ConfigError where there is not one for each."""
     rows = rows_in(batch)
     if isinstance(tasks, str):
+        if not rows:
+            raise ConfigError("the batch has no rows; leave such batches out")
         return [tasks] * rows
     if not isinstance(tasks, Sequence):
         raise ConfigError(
@@ -74,16 +116,18 @@ def row_names(batch: Mapping[str, Tensor], tasks: Any) -> list[Any]:
     return list(tasks)
 
 
-def check_targets(batch: Mapping[str, Tensor], labels: Any, *, encoder_decoder: bool) -> None:
-    """ConfigError unless there is a label for each token that is written."""
+def check_targets(batch: Mapping[str, Tensor], labels: Any, head: Head, backbone: Backbone) -> None:
+    """ConfigError unless there is a label for each token that is written, and a word of the backbone's."""
     rows_in(batch)
-    name = "decoder_input_ids" if encoder_decoder else "input_ids"
+    name = "decoder_input_ids" if backbone.kind == "encoder-decoder" else "input_ids"
     if not isinstance(labels, Tensor) or name not in batch or labels.shape != batch[name].shape:
         shape = list(batch[name].shape) if name in batch else "a batch without it"
         got = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
         raise ConfigError(
             f"generation wants a tensor of labels like {name}, {shape}, -100 where nothing is learnt; got {got}"
         )
+    if backbone.vocabulary is not None:
+        check_classes(head, labels, backbone.vocabulary)
 
 
 def text_names(texts: Any, tasks: Any, batch_size: int) -> list[str]:

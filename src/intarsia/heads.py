@@ -43,6 +43,10 @@ class Head:
     the [MASK] of a masked language model, or after the last token of a causal one. Nothing is trained in such a head."""
     loss: Literal["token", "sentence"] = "token"
     """generation: the loss is the mean over target tokens, or their sum in each sentence as in the authors' prefix-tuning code."""
+    mean: float = 0.0
+    """regression: of the training labels. `train` reads it and `scale` off them; in a loop of your own give both."""
+    scale: float = 1.0
+    """regression: the labels' standard deviation, in which the loss is measured. Scores are in the labels' own units."""
 
     @property
     def reads_one(self) -> bool:
@@ -63,13 +67,16 @@ class Head:
                 f"Head.verbaliser needs kind classification and a word for each of the {len(self.labels)} labels, got "
                 f"{len(self.verbaliser)} words and kind {self.kind}"
             )
-        trained = {"classification": 2, "token-classification": 2, "multi-label": 1, "regression": 0}
         object.__setattr__(self, "labels", _names(self.labels))
         if self.kind == "regression" and len(self.labels) > 1:
             raise ConfigError(f"a regression head predicts one number and has no labels, got {list(self.labels)}")
-        least = trained.get(self.kind, 0)
+        least = {"classification": 2, "token-classification": 2, "multi-label": 1}.get(self.kind, 0)
         if len(self.labels) < least:
             raise ConfigError(f"a {self.kind} head needs at least {least} label names, got {len(self.labels)}")
+        usable = abs(self.mean) < float("inf") and 0 < self.scale < float("inf")
+        if not usable or (self.kind != "regression" and (self.mean, self.scale) != (0, 1)):
+            got = f"mean {self.mean}, scale {self.scale} and kind {self.kind}"
+            raise ConfigError(f"Head.mean and Head.scale are for regression, finite, and scale above 0; got {got}")
         if len(set(self.labels)) != len(self.labels):
             raise ConfigError(f"Head.labels must differ from one another, got {list(self.labels)}")
 
@@ -82,6 +89,10 @@ class Head:
     def outputs(self) -> int:
         """Scores per text (or token)."""
         return len(self.labels) or 1
+
+    def in_units(self, scores: Tensor) -> Tensor:
+        """What the weights put out, in the labels' units; of other kinds than regression the same."""
+        return scores if (self.mean, self.scale) == (0, 1) else scores * self.scale + self.mean
 
 
 def _names(labels: Any) -> tuple[Any, ...]:
@@ -166,7 +177,7 @@ def pool(states: Tensor, mask: Tensor | None, pooling: Pooling) -> Tensor:
 
 
 class Reader:
-    """scores = W dropout(pooled) + c.   W: (N, C, D), c: (N, C)"""
+    """scores = W dropout(pooled) + c, in the labels' units.   W: (N, C, D), c: (N, C)"""
 
     __slots__ = ()
     head: Head
@@ -176,7 +187,7 @@ class Reader:
 
     def forward(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """states: (B, T, D), mask: (B, T) or None. Returns fp32 scores (B, C); (B, T, C) for token classification."""
-        return ops.linear(self.read(states, mask, pooler), self.weight, self.bias)
+        return self.head.in_units(ops.linear(self.read(states, mask, pooler), self.weight, self.bias))
 
     def read(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """What the scores are made from: (B, D); (B, T, D) for token classification."""
@@ -286,6 +297,6 @@ def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[Reader | Non
             weight, bias = modules[0].weight, modules[0].bias
         else:
             weight, bias = _together(modules)
-        for row, score in zip(rows, ops.linear(read, weight, bias).unbind(), strict=True):
-            found[row] = score
+        for row, module, score in zip(rows, modules, ops.linear(read, weight, bias).unbind(), strict=True):
+            found[row] = module.head.in_units(score)
     return found

@@ -225,3 +225,77 @@ def test_metrics_that_json_has_no_word_for_are_refused_in_one_line(tmp_path):
     with pytest.raises(TaskError, match="ndarray") as error:
         task.save(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_regression_answers_in_the_labels_units_and_its_loss_knows_no_unit():
+    """Prices and probabilities have the same gradients; alone, in a mixed batch and stored they are answered alike."""
+    backbone = wrap("bert")
+    batch = {"input_ids": torch.randint(3, 97, (3, 6))}
+    plain = Task.new("plain", backbone, HeadOnly(), Head(kind="regression", dropout=0.0))
+    priced = Task.new("priced", backbone, HeadOnly(), Head(kind="regression", dropout=0.0, mean=2e4, scale=1e3))
+    labels = torch.tensor([0.5, -1.0, 2.0])
+    bank = TaskBank(backbone, [plain, priced])
+    losses = [bank.loss(batch, labels, "plain"), bank.loss(batch, labels * 1e3 + 2e4, "priced")]
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=0)
+    for one in losses:
+        one.backward()
+    torch.testing.assert_close(priced.head_module.weight.grad, plain.head_module.weight.grad, rtol=1e-3, atol=1e-5)
+    expected = bank(batch, "plain").detach() * 1e3 + 2e4
+    for task in (plain, priced):
+        task.eval().requires_grad_(False)
+    for own in (bank, TaskBank(backbone, [plain, priced])):
+        torch.testing.assert_close(own(batch, "priced"), expected)
+        first, second, third = own(batch, ["priced", "plain", "priced"])
+        torch.testing.assert_close(torch.stack([first, third]), expected[[0, 2]])
+        torch.testing.assert_close(second * 1e3 + 2e4, expected[1])
+
+
+@pytest.mark.parametrize(
+    "units", [{"scale": 0.0}, {"scale": float("nan")}, {"mean": float("inf")}, {"kind": "classification", "mean": 1.0}]
+)
+def test_units_that_mean_nothing_are_refused(units):
+    with pytest.raises(
+        ConfigError, match=r"Head.mean and Head.scale are for regression, finite, and scale above 0; got"
+    ):
+        Head(**{"kind": "regression", "labels": ("a", "b") if "kind" in units else ()} | units)
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "message"),
+    [
+        (
+            "classification",
+            [0, 3],
+            "classification wants labels from 0 to 2, and -100 where nothing is to be learnt; got 3",
+        ),
+        ("classification", [-1, 0], "got -1"),
+        ("classification", [0.0, 1.0], r"got float32, make whole numbers of them with labels.long\(\)"),
+        (
+            "classification",
+            [[0.0, 2.0, 0.0]] * 2,
+            "classification wants a number from 0 to 1 for each row and label; got 2",
+        ),
+        ("multi-label", [[0, 5, 1]] * 2, "multi-label wants a number from 0 to 1 for each row and label; got 5"),
+        ("token-classification", [[0, 7], [-100, 1]], "token-classification wants labels from 0 to 2, .* got 7"),
+    ],
+)
+def test_a_label_that_is_no_class_is_said(kind, labels, message):
+    labels = torch.tensor(labels)
+    scores = torch.zeros(2, 2, 3) if kind == "token-classification" else torch.zeros(2, 3)
+    with pytest.raises(ConfigError, match=message):
+        loss(Head(kind=kind, labels=("a", "b", "c")), scores, labels)
+
+
+def test_classes_may_be_one_hot_whole_numbers():
+    head, scores = Head(labels=("a", "b", "c")), torch.randn(2, 3)
+    one_hot = torch.tensor([[0, 1, 0], [0, 0, 1]])
+    torch.testing.assert_close(loss(head, scores, one_hot), loss(head, scores, torch.tensor([1, 2])))
+
+
+def test_a_batch_without_one_label_has_no_loss_and_moves_nothing():
+    """The mean over none is nan, and one step with it loses all weights."""
+    scores = torch.randn(2, 4, 3, requires_grad=True)
+    found = loss(Head(kind="token-classification", labels=("a", "b", "c")), scores, torch.full((2, 4), IGNORED))
+    found.backward()
+    assert found.item() == 0
+    assert not scores.grad.any()

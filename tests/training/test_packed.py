@@ -208,6 +208,11 @@ def test_every_head_reads_what_it_reads_in_padded_batches(head, tmp_path):
     check_gradients(backbone_of("bert"), methods, [head] * len(methods), tmp_path, accumulate=2)
 
 
+def test_members_whose_labels_have_other_units_keep_their_own(tmp_path):
+    heads = [Head(kind="regression", dropout=0.0, mean=own, scale=own) for own in (3.0, 0.1, 0.1)]
+    check_gradients(backbone_of("bert"), [METHODS["adapter"]] * 3, heads, tmp_path)
+
+
 def test_a_prompt_at_the_end_is_read_behind(tmp_path):
     method = PromptTuning(length=2, init="uniform", place="end")
     for family, pooling in (("llama", "last"), ("bert", "cls")):

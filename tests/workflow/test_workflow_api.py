@@ -11,7 +11,7 @@ import transformers
 import intarsia
 from intarsia.errors import ConfigError, DataError
 from intarsia.training import SilentReporter
-from workflow.tiny_run import make_decoder
+from workflow.tiny_run import make_decoder, sentences, write_csv
 
 
 @pytest.fixture(autouse=True)
@@ -194,3 +194,53 @@ def test_the_modes_of_torch_that_the_caller_is_in_change_nothing(backbone, files
     for folder in (inside, packed, after):
         assert (folder / "task.safetensors").read_bytes() == (outside / "task.safetensors").read_bytes()
     assert answers(made_inside, inside) == expected
+
+
+def numbered(tmp_path, **units):
+    """Files of prices for good and bad films: `mean` in the middle, `scale` to either side."""
+    found = {}
+    for split, seed in (("train", 0), ("validation", 1)):
+        rows = [
+            (text, units["mean"] + units["scale"] * (1 if label == "pos" else -1))
+            for text, label in sentences(40, seed=seed)
+        ]
+        found[split] = write_csv(tmp_path / f"{split}{units['mean']}.csv", rows)
+    return found
+
+
+def test_numbers_are_learnt_alike_in_any_unit_and_answered_in_it(backbone, tmp_path):
+    """With labels as they stand prices were out of reach, and tiny numbers had no gradient."""
+    found = []
+    texts = ["a good film", "a bad film"]
+    for number, (mean, scale) in enumerate([(0.0, 1.0), (2e4, 5e3), (1e-5, 1e-6)]):
+        files = numbered(tmp_path, mean=mean, scale=scale)
+        out, settings = tmp_path / str(number), {"kind": "regression", "max_steps": 6, "learning_rate": 1e-2}
+        done = train(backbone, files, out, method="lora", validation=files["validation"], **settings)
+        answers = intarsia.predict(out, texts, backbone=done.backbone)
+        bank = intarsia.TaskBank(done.backbone)
+        bank.load(out, name="t")
+        assert bank.predict(texts, tasks="t") == answers
+        error = done.metrics["validation"]["mse"] / scale**2
+        found.append([error, *((one.prediction - mean) / scale for one in answers)])
+    assert found[0][0] < 1.5
+    assert found[1] == pytest.approx(found[0], rel=0.05, abs=0.02)
+    assert found[2] == pytest.approx(found[0], rel=0.05, abs=0.02)
+
+
+def test_labels_that_are_all_the_same_are_learnt_too(backbone, tmp_path):
+    files = numbered(tmp_path, mean=300.0, scale=0.0)
+    done = train(str(backbone), files, tmp_path / "out", kind="regression", method="lora", max_steps=2)
+    assert intarsia.predict(done.folder, ["a film"], backbone=done.backbone)[0].prediction == pytest.approx(300, abs=1)
+
+
+def test_a_run_begun_with_another_unit_is_not_gone_on_with(backbone, tmp_path):
+    """As one of a version before heads had units: its weights mean other numbers."""
+    files = numbered(tmp_path, mean=300.0, scale=30.0)
+    settings = {"kind": "regression", "method": "lora", "max_steps": 2}
+    done = train(str(backbone), files, tmp_path / "out", **settings)
+    record = done.folder / "run.json"
+    facts = json.loads(record.read_text())
+    del facts["head"]["mean"], facts["head"]["scale"]
+    record.write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=r"head.mean was None and is 300"):
+        train(str(backbone), files, tmp_path / "out", resume=True, **settings)

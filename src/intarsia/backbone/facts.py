@@ -125,6 +125,14 @@ class Facts:
         return self.counts_positions or "relative_attention_num_buckets" in self.config.to_dict()
 
     @property
+    def vocabulary(self) -> int | None:
+        """How many tokens its table has; None where that is not known."""
+        try:
+            return getattr(self.base.get_input_embeddings(), "num_embeddings", None)  # type: ignore[operator]
+        except NotImplementedError:
+            return None
+
+    @property
     def language_head(self) -> nn.Module:
         """The projection to the vocabulary; ConfigError where the model has none."""
         head = self.model.get_output_embeddings()

@@ -28,7 +28,7 @@ class Scores:
     """classification: class index; multi-label: (C,) of 0 and 1; regression: float; token-classification: (T,);
     generation: the text, where text was asked for."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """With `loss`; empty where the rows have no labels."""
+    """With `loss`; empty where the rows have no labels. Of regression all but `loss` are in the labels' units."""
 
 
 def evaluate(
@@ -118,8 +118,8 @@ def _labelled(labels: Tensor | None) -> Tensor:
 
 
 def mean_loss(losses: Sequence[tuple[float, int]]) -> float:
-    """The mean over all labels, of batches' means and how many labels each has. A batch without one labelled word has no loss (it
-    is nan), and no weight."""
+    """The mean over all labels, of batches' means and how many labels each has. A batch without one labelled word has no
+    weight."""
     if not losses:
         raise DataError("evaluation needs at least one row, got none")
     return sum(loss * n for loss, n in losses if n) / max(1, sum(n for _, n in losses))

@@ -81,7 +81,7 @@ class PlainStepper:
         loss = torch.zeros((), device=member.device)
         with member.own_random():
             for (batch, labels), count in zip(loaded, counts, strict=True):
-                if count:  # The mean over no label at all would be nan.
+                if count:  # Without a label there is nothing to learn.
                     loss = loss + self._backward(batch, labelled(labels), count / sum(counts))
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, settings.clip or math.inf)
         self.torch_optimizer.step()

@@ -1,5 +1,6 @@
 """`intarsia.train(...)` and `intarsia.train_pack([...])`: runs with their settings as plain keyword arguments."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from intarsia.workflow.training import run
 
 def train(
     *,
-    backbone: str | Backbone,
+    backbone: str | os.PathLike[str] | Backbone,
     method: str | Mapping[str, Any] | Method = "adapter",
     out: str | Path,
     data: str | Mapping[str, Any] | None = None,
@@ -29,7 +30,7 @@ def train(
 ) -> Trained:
     """Trains a task on a frozen backbone and saves it in `out`.
 
-    backbone: a name or a loaded Backbone. data: embedded:NAME, hub:NAME or a mapping; or files, as train=, validation=,
+    backbone: a name, a folder or a loaded Backbone. data: embedded:NAME, hub:NAME or a mapping; or files, as train=, validation=,
     test=. method: a name, a mapping with `name`, or an object such as `BottleneckAdapter(width=48)`. settings: every other
     key of a run file by its own name (epochs=1, learning_rate=1e-3, pooling="cls", text_columns=("a", "b"), ...). report:
     where progress goes; None: standard error.
@@ -47,7 +48,7 @@ def train(
 def train_pack(
     runs: Sequence[Mapping[str, Any]],
     *,
-    backbone: str | Backbone,
+    backbone: str | os.PathLike[str] | Backbone,
     resume: bool = False,
     score_test: bool = False,
     report: PackReporter | None = None,
@@ -96,12 +97,12 @@ def _tree(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _name(backbone: Any) -> str:
-    if not isinstance(backbone, str | Backbone):
+    if not isinstance(backbone, str | os.PathLike | Backbone):
         raise ConfigError(
             f"backbone must be a name, a folder or a Backbone, got {type(backbone).__name__}; "
             "of a model make one with Backbone.wrap(model, tokenizer=tokenizer)"
         )
-    return backbone.name if isinstance(backbone, Backbone) else backbone
+    return backbone.name if isinstance(backbone, Backbone) else os.fspath(backbone)
 
 
 def _method(method: Any) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+import numpy as np
+
 from intarsia.data import Splits, Template
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
@@ -60,4 +62,15 @@ def new_head(settings: RunSettings, splits: Splits) -> Head:
         dropout=given.dropout,
         verbaliser=given.words(splits.labels),
         loss=given.loss,
+        **units_of(splits),
     )
+
+
+def units_of(splits: Splits) -> dict[str, float]:
+    """Head.mean and Head.scale by the training labels; of other kinds than regression none."""
+    rows = splits.train
+    if splits.kind != "regression" or rows is None or not rows.labels:
+        return {}
+    labels = np.asarray(rows.labels, np.float64)
+    # Labels that are all the same have no scale of their own.
+    return {"mean": float(labels.mean()), "scale": float(labels.std()) or 1.0}

@@ -34,7 +34,7 @@ from intarsia.training import (
 from intarsia.training.checkpoint import disk_errors
 from intarsia.training.packed import arranged
 from intarsia.training.record import RUN
-from intarsia.workflow.asked import check_out, check_slots, new_head
+from intarsia.workflow.asked import check_out, check_slots, new_head, units_of
 from intarsia.workflow.reading import Source, longest_label, scored_together, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
 from intarsia.workflow.sections import RunSettings
@@ -260,7 +260,8 @@ def _identity(settings: RunSettings, splits: Splits, backbone: Backbone) -> dict
         "data": splits.fingerprint,
         "backbone": backbone.fingerprint,
         "method": settings.method,
-        "head": settings.head.model_dump(mode="json"),
+        # A run begun before heads had units of their labels goes on as nothing else than that.
+        "head": settings.head.model_dump(mode="json") | units_of(splits),
         "generation": settings.generation.model_dump(mode="json"),
     }
 

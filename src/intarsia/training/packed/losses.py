@@ -14,6 +14,7 @@ from intarsia.backbone import Backbone
 from intarsia.backbone.ending import at_places
 from intarsia.backbone.entrance import Prompts
 from intarsia.heads import Head
+from intarsia.losses import squares
 from intarsia.methods import EmbeddingDelta
 from intarsia.routing import OneRun, Route
 from intarsia.task import Task
@@ -101,7 +102,7 @@ def _scores(task: Task, pooled: Tensor, keys: Tensor, pooler: Any) -> Tensor:
     pooled = pooled.to(module.weight.dtype)
     if head.dropout and task.training:
         pooled = ops.keyed_dropout(pooled, head.dropout, keys)
-    return ops.linear(pooled, module.weight, module.bias)
+    return head.in_units(ops.linear(pooled, module.weight, module.bias))
 
 
 def _each(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
@@ -109,5 +110,5 @@ def _each(head: Head, scores: Tensor, labels: Tensor) -> Tensor:
     if head.kind == "multi-label":
         return F.binary_cross_entropy_with_logits(scores, labels.to(scores.dtype), reduction="none").mean(-1)
     if head.kind == "regression":
-        return F.mse_loss(scores.squeeze(-1), labels.to(scores.dtype), reduction="none")
+        return squares(head, scores, labels)
     return F.cross_entropy(scores.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)

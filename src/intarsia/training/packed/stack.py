@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 def form_of(task: Task) -> tuple[object, ...]:
     """Equal for tasks whose steps can be one list of kernels."""
     head = task.head
-    reads = None if head is None else (head.kind, head.pooling, head.outputs, head.dropout, head.loss)
+    reads = (
+        None
+        if head is None
+        else (head.kind, head.pooling, head.outputs, head.dropout, head.loss, head.mean, head.scale)
+    )
     shapes = tuple((name, tuple(parameter.shape)) for name, parameter in trained(task).items())
     return task.method, reads, shapes
 
