@@ -95,7 +95,7 @@ class TaskBank(Residents):
         if head is None or head.kind != "generation":
             return self.tasks[name].loss(self(batch, tasks=name), labels)
         check_targets(batch, labels, head, self.backbone)
-        check_positions(batch, self.backbone, self.tasks, [name])
+        check_positions(batch, self.backbone, self.tasks, self.virtual, [name])
         labels = labels.to(self.backbone.device)
         if self.backbone.kind == "decoder":
             # The state at a token says the next one.
@@ -276,7 +276,7 @@ class TaskBank(Residents):
     def _names(self, batch: Mapping[str, Tensor], tasks: str | Sequence[str | None], new: int = 0) -> list[str | None]:
         """The task of each row; ConfigError where the backbone has no positions for a row and `new` tokens behind it."""
         names = [None if name is None else self._known(name) for name in row_names(batch, tasks)]
-        check_positions(batch, self.backbone, self.tasks, names, new)
+        check_positions(batch, self.backbone, self.tasks, self.virtual, names, new)
         return names
 
     def _again(self, states: Tensor) -> Tensor:

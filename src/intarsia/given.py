@@ -12,7 +12,7 @@ from intarsia.backbone import Backbone
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
 from intarsia.losses import check_classes
-from intarsia.rows import Row, RowReader, virtual
+from intarsia.rows import Row, RowReader
 from intarsia.task import Task
 
 
@@ -53,17 +53,18 @@ def check_positions(
     batch: Mapping[str, Tensor],
     backbone: Backbone,
     tasks: Mapping[str, Task],
+    virtual: Mapping[str, int],
     names: Sequence[str | None],
     new: int = 0,
 ) -> None:
     """ConfigError where a row, its task's virtual tokens and `new` ones behind it have no place in a table of positions, or a token
-    none in that of tokens: torch would look outside (and a GPU be lost)."""
+    none in that of tokens: torch would look outside (and a GPU be lost). virtual: rows.virtual of each task."""
     _check_ids(batch, backbone, tasks, names)
     limit, ids = backbone.positions, batch.get("input_ids")
     if limit is None or ids is None:
         return
     behind = new if backbone.kind == "decoder" else 0
-    added = max((virtual(tasks[name]) for name in set(names) if name is not None), default=0) + behind
+    added = max((virtual[name] for name in set(names) if name is not None), default=0) + behind
     written = max(new, batch["decoder_input_ids"].shape[1] if "decoder_input_ids" in batch else 0)
     longest, mask = ids.shape[1], batch.get("attention_mask")
     if longest + added > limit and mask is not None and backbone.counts_positions:
@@ -86,17 +87,18 @@ def _check_ids(
     for key in ("input_ids", "decoder_input_ids"):
         if (ids := batch.get(key)) is None or ids.device.type != "cpu" or not ids.numel():
             continue
-        prompts = [None if name is None else tasks[name].prompt for name in set(names)]
-        # A template's slots are numbers below 0.
-        slots = max(
-            (prompt.length for prompt in prompts if prompt is not None and prompt.place == "template"), default=0
-        )
         (least, most), known = (int(one) for one in ids.aminmax()), backbone.vocabulary
-        if known is not None and (most >= known or least < -slots):
+        if known is not None and (most >= known or least < -(_slots(tasks, names) if least < 0 else 0)):
             raise ConfigError(
                 f"{key} holds token {most if most >= known else least}, and {backbone.name} has tokens 0 to {known - 1}; give "
                 "those of its own tokenizer"
             )
+
+
+def _slots(tasks: Mapping[str, Task], names: Sequence[str | None]) -> int:
+    """How many numbers below 0 may stand for tokens: a template's slots."""
+    prompts = [tasks[name].prompt for name in set(names) if name is not None]
+    return max((one.length for one in prompts if one is not None and one.place == "template"), default=0)
 
 
 def row_names(batch: Mapping[str, Tensor], tasks: Any) -> list[Any]:

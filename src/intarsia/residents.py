@@ -18,6 +18,7 @@ from intarsia.modes import own_modes
 from intarsia.ops import fused
 from intarsia.reach import Reach
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
+from intarsia.rows import virtual
 from intarsia.shelf import Shelf
 from intarsia.storage import Form, Live, Stored
 from intarsia.task import Task
@@ -35,6 +36,8 @@ class Residents:
         self.backbone = backbone
         self.tasks: dict[str, Task] = {}
         """By name. A stored task's head, labels, data and metrics are in it; its tensors are the bank's, until `evict`."""
+        self.virtual: dict[str, int] = {}
+        """rows.virtual of each, which is asked for at every call."""
         self.aliases: dict[str, str] = {}
         """Other names of tasks."""
         self._residents: dict[str, Resident] = {}
@@ -66,7 +69,7 @@ class Residents:
         if isinstance(resident, Stored):
             self._shelf.put(name, resident)
         self._residents[name] = resident
-        self.tasks[name] = resident.task
+        self.tasks[name], self.virtual[name] = resident.task, virtual(task)
 
     @in_turn
     def load(self, folder: str | Path, name: str | None = None) -> Task:
@@ -91,7 +94,7 @@ class Residents:
         if self._active == name:
             self.activate(None)
         resident = self._residents.pop(name)
-        task = self.tasks.pop(name)
+        task, _ = self.tasks.pop(name), self.virtual.pop(name)
         if isinstance(resident, Stored):
             self._shelf.take(name)
         self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
