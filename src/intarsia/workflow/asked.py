@@ -11,6 +11,13 @@ from intarsia.workflow.sections import GenerationSettings, RunSettings
 
 def check_out(out: Path, resume: bool) -> None:
     """Says early what `fit` would say after the backbone is loaded and the texts are tokenised. Writes nothing."""
+    check_folder(out)
+    if not resume and any((out / name).exists() for name in ("run.json", "task.json")):
+        raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
+
+
+def check_folder(out: Path) -> None:
+    """ConfigError where there cannot be a folder that can be written to. Writes nothing."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out must be a folder, and {out} is a file; choose another --out")
     above = out
@@ -18,8 +25,6 @@ def check_out(out: Path, resume: bool) -> None:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to {out}: {above} is not a folder that you may write to; choose another --out")
-    if not resume and any((out / name).exists() for name in ("run.json", "task.json")):
-        raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
 
 
 def check_slots(settings: RunSettings) -> None:
