@@ -136,11 +136,11 @@ START = "import signal, sys; from intarsia.cli.stopping import *; end_cleanly_in
 STOPPED = {
     "in an import that would swallow it": ("import swallows; print('went on')", 130, "intarsia: interrupted\n"),
     "in an exec, which Python remembers": (
-        "\ntry: exec('signal.raise_signal(2)')\nexcept KeyboardInterrupt: end_at_once(); sys.exit(130)",
+        "\ntry: exec('signal.raise_signal(2)')\nexcept KeyboardInterrupt: end_at_once(130)",
         130,
         "",
     ),
-    "after the last words": ("end_at_once(); signal.raise_signal(2); print('went on')", -signal.SIGINT, ""),
+    "after the last words": ("end_at_once(0); signal.raise_signal(2); print('went on')", -signal.SIGINT, ""),
 }
 
 

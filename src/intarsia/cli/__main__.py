@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from intarsia.cli.stopping import end_at_once, end_cleanly_in_imports
+from intarsia.cli.stopping import INTERRUPTED, end_at_once, end_cleanly_in_imports
 from intarsia.errors import IntarsiaError
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _quiet_libraries()
         status = _run(None)
     except KeyboardInterrupt:  # the second Ctrl-C, while the first was being said
-        status = 130
-    end_at_once()
+        status = INTERRUPTED
+    end_at_once(status)
     return status
 
 
@@ -42,9 +42,9 @@ def _run(argv: Sequence[str] | None) -> int:
     except IntarsiaError as error:
         return _fail(str(error))
     except (Interrupted, KeyboardInterrupt) as error:
-        return _fail(str(error) or "interrupted", 130)
+        return _fail(str(error) or "interrupted", INTERRUPTED)
     except typer.Abort:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except TyperException as error:
         return _fail(_usage(error))
     except BrokenPipeError:
@@ -55,8 +55,8 @@ def _run(argv: Sequence[str] | None) -> int:
         return _fail(_system(error))
     except MemoryError as error:
         return _fail(f"out of memory ({error}); try a smaller --batch-size")
-    if status == 130:  # typer turns Ctrl-C into this status without a word
-        return _fail("interrupted", 130)
+    if status == INTERRUPTED:  # typer turns Ctrl-C into this status without a word
+        return _fail("interrupted", INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 

@@ -2,7 +2,12 @@
 
 import os
 import signal
+import sys
+from contextlib import suppress
 from types import FrameType
+
+INTERRUPTED = 130
+"""The exit status."""
 
 
 def end_cleanly_in_imports() -> None:
@@ -14,19 +19,24 @@ def end_cleanly_in_imports() -> None:
         signal.signal(signal.SIGINT, _interrupted)
 
 
-def end_at_once() -> None:
-    """The last words are said: one more Ctrl-C shall not draw a traceback from what is taken down."""
+def end_at_once(status: int) -> None:
+    """The last words are said: one more Ctrl-C shall not draw a traceback from what is taken down.
+
+    Where Ctrl-C has ended the command, so does the process, without being taken down: a thread that is still at work would abort
+    it, and Python ends by the signal, whatever the status, if a KeyboardInterrupt went through an `exec` of a text.
+    """
+    if status == INTERRUPTED:
+        with suppress(OSError):
+            sys.stdout.flush()
+        os._exit(status)
     if signal.getsignal(signal.SIGINT) is _interrupted:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Python ends by the signal, whatever status is returned, after a KeyboardInterrupt that went through an `exec` of a text, as
-    # dataclasses do; until the next one.
-    exec("")
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:
     if _importing(frame):
         os.write(2, b"intarsia: interrupted\n")  # no print: it may be what was interrupted
-        os._exit(130)
+        os._exit(INTERRUPTED)
     raise KeyboardInterrupt
 
 
