@@ -100,14 +100,15 @@ def run(
     settings: RunSettings,
     *,
     resume: bool = False,
-    score_test: bool = False,
+    score_test: bool | None = None,
     report: Reporter | None = None,
     backbone: Backbone | None = None,
 ) -> Trained:
     """Loads data and backbone, trains a new task, saves it in `settings.out` and scores it.
 
-    backbone: one that is loaded already; its name must be the settings'. Nothing is written before data, backbone and
-    method have been found to fit each other. Raises any IntarsiaError; KeyboardInterrupt after a checkpoint.
+    score_test: whether the test split is scored at the end; None: where the settings name a test file. backbone: one that is
+    loaded already; its name must be the settings'. Nothing is written before data, backbone and method have been found to fit
+    each other. Raises any IntarsiaError; KeyboardInterrupt after a checkpoint.
     """
     report = report or SilentReporter()
     ready = prepare(settings, resume=resume, score_test=score_test, backbone=backbone)
@@ -126,7 +127,7 @@ def prepare(
     settings: RunSettings,
     *,
     resume: bool = False,
-    score_test: bool = False,
+    score_test: bool | None = None,
     backbone: Backbone | None = None,
     load: Callable[[DataSpec], Splits] = load_data,
 ) -> Prepared:
@@ -140,7 +141,8 @@ def prepare(
         torch.set_num_threads(settings.threads)
     splits = load(settings.data.spec())
     train = splits.split("train")
-    tested = splits.split("test") if score_test or (resume and _test_was_asked_for(settings.out)) else None
+    asked = settings.data.test is not None if score_test is None else score_test
+    tested = splits.split("test") if asked or (resume and _test_was_asked_for(settings.out)) else None
     head = new_head(settings, splits)
     backbone = backbone or load_backbone(settings)
     task = _new_task(settings, head, backbone)
