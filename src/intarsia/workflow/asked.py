@@ -1,11 +1,13 @@
 """What a run's settings ask for, before the backbone is loaded: ConfigError for what cannot be."""
 
+import json
 import os
 from pathlib import Path
 
 from intarsia.data import Splits, Template
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
+from intarsia.training.record import RUN
 from intarsia.workflow.sections import GenerationSettings, RunSettings
 
 
@@ -25,6 +27,19 @@ def check_folder(out: Path) -> None:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to {out}: {above} is not a folder that you may write to; choose another --out")
+
+
+def wants_test(settings: RunSettings, score_test: bool | None, resume: bool) -> bool:
+    """Whether the test split is scored: as it is asked for, else where a test file is named; or as it was asked for when the run
+    that is gone on with was started, since `--resume` needs no other option."""
+    if settings.data.test is not None if score_test is None else score_test:
+        return True
+    if not resume:
+        return False
+    try:
+        return json.loads((settings.out / RUN).read_text("utf-8")).get("score_test") is True
+    except (OSError, ValueError, AttributeError):  # the record says what is wrong with it when it is opened
+        return False
 
 
 def check_slots(settings: RunSettings) -> None:
