@@ -1,6 +1,7 @@
 """`intarsia predict`."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -62,6 +63,8 @@ def predict(
 ) -> None:
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigError(f"--out must be a file in a folder that exists, got {out}")
+    if out is not None and tasks is None and not os.access(out.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write to {out}: its folder is none that you may write to; choose another --out")
     given = options.generation(
         beams=beams,
         max_new_tokens=max_new_tokens,
