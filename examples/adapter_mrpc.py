@@ -16,7 +16,7 @@ from datasets import DatasetDict, load_dataset
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
-from intarsia import Backbone, BottleneckAdapter, Head, Task, TaskBank
+from intarsia import Backbone, BottleneckAdapter, Head, IntarsiaError, Task, TaskBank
 
 NAME = "text_classification_adapter"
 LABELS = ("not_equivalent", "equivalent")
@@ -131,4 +131,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (IntarsiaError, OSError) as error:  # a file, or a model that is not here; each says what
+        raise SystemExit(f"{error}") from None

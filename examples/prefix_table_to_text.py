@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch.optim import AdamW
 
-from intarsia import Backbone, Decoding, Head, PrefixTuning, Task, TaskBank
+from intarsia import Backbone, Decoding, Head, IntarsiaError, PrefixTuning, Task, TaskBank
 
 NAME = "table_to_text"
 
@@ -88,6 +88,8 @@ def write(backbone: Backbone, folder: str, mr: str) -> None:
 def table(mr: str) -> str:
     """`name[Alimentum], familyFriendly[no]` -> `name : Alimentum | family friendly : no`."""
     fields = [field.split("[", 1) for field in mr.rstrip("]").split("], ")]
+    if any(len(field) != 2 for field in fields):
+        raise SystemExit(f"expected a table such as 'name[Alimentum], area[city centre]', got {mr!r}")
     words = ["".join(f" {c.lower()}" if c.isupper() else c for c in name) for name, _ in fields]
     return " | ".join(f"{name} : {value}" for name, (_, value) in zip(words, fields, strict=True))
 
@@ -110,4 +112,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (IntarsiaError, OSError) as error:  # a file, or a model that is not here; each says what
+        raise SystemExit(f"{error}") from None

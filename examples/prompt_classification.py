@@ -50,4 +50,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (intarsia.IntarsiaError, OSError) as error:  # a file, or a model that is not here; each says what
+        raise SystemExit(f"{error}") from None

@@ -233,6 +233,10 @@ USES = {
         ["evaluate", "TASK", "--data", "pairs.csv", "--text-columns", "a,b"],
         "reads 1 text(s) per row, text in training",
     ),
+    "predict by many tasks with beams": (
+        ["predict", "--backbone", "B", "--tasks", ".", "--data", "FILE", "--beams", "2"],
+        "--beams is for TASK_DIR",
+    ),
     "ablate an unknown split": (["ablate", "TASK", "--data", "FILE", "--split", "tset"], "did you mean 'test'?"),
     "evaluate unknown embedded data": (["evaluate", "TASK", "--data", "embedded:question"], "question"),
     "evaluate a misspelt source": (["evaluate", "TASK", "--data", "embeded:questions"], "embeded:questions"),

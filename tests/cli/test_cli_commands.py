@@ -280,3 +280,40 @@ def test_a_packs_table_has_runs_with_different_numbers_of_scores(cli, decoder, f
     assert header.split() == ["run", "score", "parameters", "size", "task"]
     assert tuple(line.split()[0] for line in lines) == order
     assert all(line[header.index("task") :] == str(tmp_path / "out" / line.split()[0]) for line in lines)
+
+
+def test_a_test_file_is_scored_whether_a_flag_or_a_run_file_names_it(cli, backbone, files, tmp_path):
+    """In a pack it stays the shared one where a run has training rows of its own, until the run says otherwise."""
+    few = tmp_path / "few.csv"
+    few.write_text("".join(files["train"].read_text().splitlines(keepends=True)[:12]))
+    shared = {
+        "backbone": str(backbone),
+        "data": {name: str(path) for name, path in files.items()} | {"label_column": "label"},
+        "method": "head",
+        "train": {"max_steps": 1},
+    }
+    alone, pack = tmp_path / "alone.yaml", tmp_path / "pack.yaml"
+    alone.write_text(json.dumps({**shared, "out": str(tmp_path / "alone")}))
+    runs = [{"name": "few", "data": {"train": str(few)}}, {"name": "none", "data": {"train": str(few), "test": None}}]
+    pack.write_text(json.dumps({**shared, "out": str(tmp_path / "pack"), "runs": runs}))
+    for file in (alone, pack):
+        done = cli("train", file)
+        assert done.status == 0, done.err
+    tested = {
+        name: "test_accuracy" in json.loads((tmp_path / name / "task.json").read_text())["metrics"]
+        for name in ("alone", "pack/few", "pack/none")
+    }
+    assert tested == {"alone": True, "pack/few": True, "pack/none": False}
+
+
+def test_each_failed_run_of_a_pack_has_a_line(cli, backbone, files, tmp_path):
+    run_file = tmp_path / "pack.yaml"
+    runs = [{"name": name, "data": {"label_column": column}} for name, column in (("a", "nope"), ("b", "neither"))]
+    shared = {"backbone": str(backbone), "data": {"train": str(files["train"])}, "method": "head"}
+    run_file.write_text(json.dumps({**shared, "out": str(tmp_path / "out"), "runs": runs}))
+    done = cli("train", run_file)
+    assert done.status == 2
+    a, b, last = done.err.splitlines()[-3:]
+    assert a.startswith("run 'a' failed: ")
+    assert b.startswith("run 'b' failed: ")
+    assert last == "intarsia: 2 of the 2 runs failed, as the lines above say"

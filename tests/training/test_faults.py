@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 
 import pytest
@@ -120,6 +121,16 @@ def test_a_full_disk_stops_the_run_and_spares_the_checkpoint(tmp_path, monkeypat
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_folder_that_is_gone_is_said_to_be_gone(tmp_path):
+    class Removes(TinySource):
+        def load(self, key):
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+            return super().load(key)
+
+    with pytest.raises(TrainingError, match=r"No such file or directory; .*; bring the folder back, then go on"):
+        fit(*new(), Removes(), validation(), settings(), tmp_path / "out")
+
+
 def test_a_full_disk_under_the_log_is_as_clear(tmp_path):
     (tmp_path / "out").mkdir()
 

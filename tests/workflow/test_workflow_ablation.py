@@ -291,3 +291,26 @@ def test_as_dict_is_json(loaded, made, files, tmp_path):
     found = ablate(made["lora"], str(files["test"]), backbone=loaded, timed=False)
     write(found, tmp_path)
     assert as_dict(found)["stacks"][0]["spans"][0][:2] == [0, 0]
+
+
+def test_a_file_is_called_by_its_name_and_not_by_a_split(loaded, made, files):
+    found = ablate(made["lora"], str(files["test"]), backbone=loaded, timed=False)
+    assert dropped(found, found.stacks[0])[0][1] == f"{files['test'].name} accuracy, %"
+    assert f"{files['test'].name} accuracy" in words(found)[0]
+
+
+def test_words_for_what_takes_no_token_has_no_head_and_one_row():
+    found = finding(0.90, 0.9, {(0, 0): 0.9, (0, 1): 0.9, (1, 1): 0.9}, lengths=[(0, 0.9), (1, 0.9), (5, 0.9)])
+    assert "with its head alone" in words(found)[0]
+    assert "Without any of the 5 virtual tokens the score is within 1 %, too." in words(found)
+    found.head, found.rows = False, 1
+    assert "on 1 row; without any of its modules, 90.0 %." in words(found)[0]
+
+
+def test_an_out_that_is_a_file_is_said_before_anything_is_scored(cli, made, files, tmp_path, backbone):
+    (tmp_path / "there").write_text("mine")
+    given = ("--data", files["test"], "--backbone", backbone, "--out", tmp_path / "there")
+    done = cli("ablate", made["prompt"], *given)
+    assert (done.status, done.out) == (2, "")
+    assert "out must be a folder" in done.err
+    assert (tmp_path / "there").read_text() == "mine"

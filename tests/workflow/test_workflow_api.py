@@ -158,6 +158,13 @@ def test_scoring_the_test_split_needs_one(backbone, files, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_test_file_without_labels_is_said_before_the_training(backbone, files, tmp_path):
+    (tmp_path / "plain.csv").write_text("text\na good film\na bad one\n")
+    with pytest.raises(DataError, match="the test rows have no labels in a column 'label'"):
+        train(str(backbone), files, tmp_path / "out", test=tmp_path / "plain.csv")
+    assert not (tmp_path / "out").exists()
+
+
 MODES = {
     "no_grad": torch.no_grad,
     "inference_mode": torch.inference_mode,

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -182,6 +183,34 @@ def test_too_short_a_budget_is_refused_and_more_time_goes_on(settings, loaded, c
     found = compare(settings(budget=400.0), backbone=loaded, packs=pack, resume=True)
     assert found.best.family == "lora"
     assert found.spent <= 400
+
+
+def test_a_budget_that_timing_alone_uses_up_is_said_after_the_first_and_how_much_it_takes(
+    settings, loaded, clock, unscored
+):
+    pack = FakePack(score, clock)
+    with pytest.raises(ConfigError, match=r"timing 4 methods takes about \d+ s here, and the budget is 3;") as caught:
+        compare(settings(budget=3.0), backbone=loaded, packs=pack)
+    assert len(pack.packs) == 2, "one to warm up, and one that is timed"
+    budget = re.search("--resume --budget (\\d+)m", str(caught.value))
+    assert budget is not None
+    found = compare(settings(budget=60.0 * int(budget[1])), backbone=loaded, packs=pack, resume=True)
+    assert found.best.family == "lora"
+    assert found.spent <= 60 * int(budget[1])
+
+
+def test_a_search_scores_no_test_split_before_the_choice(settings, loaded, clock, unscored):
+    """The settings name a test file, which `train` would score at each run's end."""
+    asked = []
+    pack = FakePack(score, clock)
+
+    def noting(runs, **more):
+        asked.append(more["score_test"])
+        return pack(runs, **more)
+
+    compare(settings(methods={"lora": {"sizes": [2]}}, seeds=1), backbone=loaded, packs=noting)
+    assert asked
+    assert not any(asked)
 
 
 @pytest.mark.parametrize("seed", range(12))

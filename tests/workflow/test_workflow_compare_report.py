@@ -191,6 +191,16 @@ def test_short_runs_are_said_to_be_short():
     assert not any("only" in line for line in verdict(summary()))
 
 
+def test_what_a_test_split_makes_uncertain_is_counted_in_what_is_scored():
+    """Rows, and words where each has a tag."""
+    found = summary()
+    rows = next(line for line in cautions(found) if "standard error" in line)
+    found.start["kind"], found.answers["confusion"] = "token-classification", [[900, 20], [30, 50]]
+    words = next(line for line in cautions(found) if "standard error" in line)
+    assert f"has {found.start['rows']['test']:,} rows" in rows
+    assert "has 1,000 words" in words
+
+
 def test_a_lower_loss_is_ahead():
     found = summary(metric="loss", higher=False)
     for one in found.rows:

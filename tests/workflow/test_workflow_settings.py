@@ -149,3 +149,9 @@ def test_numbers_of_numpy_are_numbers():
     assert "np." not in repr(settings)
     with pytest.raises(ConfigError, match=r"train\.epochs"):
         from_tree({"backbone": "b", "data": "d", "method": "head", "train": {"epochs": np.float64(1.5)}, "out": "o"})
+
+
+@pytest.mark.parametrize("key", ["train.seed", "data.split_seed", "generation.beams", "threads"])
+def test_true_is_no_number(key):
+    with pytest.raises(ConfigError, match=f"{key}: .* valid integer, got True"):
+        resolve(None, {"backbone": "b", "data.data": "embedded:x", "method.name": "lora", "out": "o"}, [f"{key}=true"])

@@ -3,19 +3,38 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import typer
-from typer.exceptions import TyperException
-
-from intarsia.cli.app import app
-from intarsia.cli.output import Interrupted, escape_what_stdout_lacks
+from intarsia.cli.stopping import INTERRUPTED, end_at_once, end_cleanly_in_imports
 from intarsia.errors import IntarsiaError
+
+if TYPE_CHECKING:
+    from typer.exceptions import TyperException
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Returns 0, 1 (a check failed), 2 (an error, said in one line on stderr) or 130 (Ctrl-C)."""
-    if argv is None:
+    if argv is not None:
+        return _run(argv)
+    end_cleanly_in_imports()
+    try:
         _quiet_libraries()
+        status = _run(None)
+    except KeyboardInterrupt:  # the second Ctrl-C, while the first was being said
+        status = INTERRUPTED
+    end_at_once(status)
+    return status
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    # Imported here, where Ctrl-C is looked after.
+    import typer
+    from typer.exceptions import TyperException
+
+    from intarsia.cli.app import app
+    from intarsia.cli.output import Interrupted, escape_what_stdout_lacks
+
+    if argv is None:
         escape_what_stdout_lacks()
     try:
         status = app(args=argv, prog_name="intarsia", standalone_mode=False)
@@ -23,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except IntarsiaError as error:
         return _fail(str(error))
     except (Interrupted, KeyboardInterrupt) as error:
-        return _fail(str(error) or "interrupted", 130)
+        return _fail(str(error) or "interrupted", INTERRUPTED)
     except typer.Abort:
-        return _fail("interrupted", 130)
+        return _fail("interrupted", INTERRUPTED)
     except TyperException as error:
         return _fail(_usage(error))
     except BrokenPipeError:
@@ -36,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(_system(error))
     except MemoryError as error:
         return _fail(f"out of memory ({error}); try a smaller --batch-size")
-    if status == 130:  # typer turns Ctrl-C into this status without a word
-        return _fail("interrupted", 130)
+    if status == INTERRUPTED:  # typer turns Ctrl-C into this status without a word
+        return _fail("interrupted", INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 
@@ -46,7 +65,7 @@ def _fail(message: str, status: int = 2) -> int:
     return status
 
 
-def _usage(error: TyperException) -> str:
+def _usage(error: "TyperException") -> str:
     """What is wrong with the arguments, and where to read how they go."""
     format_message = getattr(error, "format_message", None)
     message = (format_message() if format_message else str(error)).rstrip(".")

@@ -40,7 +40,10 @@ def ablate(
 ) -> None:
     from intarsia.workflow import ablation_report as report
     from intarsia.workflow.ablation import ablate as run
+    from intarsia.workflow.asked import check_folder
 
+    if out is not None:
+        check_folder(out)
     found = run(
         task_dir,
         data,
@@ -53,7 +56,7 @@ def ablate(
         dtype=dtype,
         device=device,
     )
-    # Printed first: nothing of it is lost where the folder cannot be written.
+    # Printed first: nothing of it is lost where the folder cannot be written after all.
     _print(found, as_json=as_json)
     if out is None:
         return

@@ -1,6 +1,7 @@
 """`intarsia predict`."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -62,7 +63,22 @@ def predict(
 ) -> None:
     if out is not None and (out.is_dir() or not out.absolute().parent.is_dir()):
         raise ConfigError(f"--out must be a file in a folder that exists, got {out}")
+    if out is not None and tasks is None and not os.access(out.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"cannot write to {out}: its folder is none that you may write to; choose another --out")
+    given = options.generation(
+        beams=beams,
+        max_new_tokens=max_new_tokens,
+        length_penalty=length_penalty,
+        sample=sample,
+        temperature=temperature,
+        top_p=top_p,
+    )
     if tasks is not None:
+        if unused := [*given, *options.generation(combine=combine, text_columns=text_columns)]:
+            name = unused[0].replace("_", "-")
+            raise ConfigError(
+                f"--{name} is for TASK_DIR; with --tasks each task answers as it was trained to: leave it out"
+            )
         _many(tasks, task_dirs, text, data, out, backbone=backbone, dtype=dtype, device=device)
         return
     if not task_dirs:
@@ -77,14 +93,7 @@ def predict(
         combine=combine,
         text_columns=options.names(text_columns),
         batch_size=batch_size,
-        generation=options.generation(
-            beams=beams,
-            max_new_tokens=max_new_tokens,
-            length_penalty=length_penalty,
-            sample=sample,
-            temperature=temperature,
-            top_p=top_p,
-        ),
+        generation=given,
         backbone=backbone,
         dtype=dtype,
         device=device,

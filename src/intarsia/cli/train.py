@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,7 +76,10 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint in --out; needs no other option.")
     ] = False,
     score_test: Annotated[
-        bool, typer.Option("--score-test", help="After training, score the data's own test split.")
+        bool,
+        typer.Option(
+            "--score-test", help="After training, score the data's own test split; a test file is scored anyway."
+        ),
     ] = False,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Any key of the run file: method.width=48.")
@@ -107,7 +111,7 @@ def train(
 
     if is_pack(run_file):
         assert run_file is not None
-        return _train_pack(run_file, flags, overrides or (), resume=resume, score_test=score_test or test is not None)
+        return _train_pack(run_file, flags, overrides or (), resume=resume, score_test=score_test or None)
     chosen = resume_settings if resume else resolve
     settings = chosen(run_file, flags, overrides or ())
 
@@ -115,7 +119,7 @@ def train(
     from intarsia.workflow.training import run
 
     try:
-        result = run(settings, resume=resume, score_test=score_test or test is not None, report=open_reporter())
+        result = run(settings, resume=resume, score_test=score_test or None, report=open_reporter())
     except KeyboardInterrupt as error:
         from intarsia.training.record import RUN
 
@@ -128,7 +132,7 @@ def train(
 
 
 def _train_pack(
-    run_file: Path, flags: Mapping[str, Any], overrides: Sequence[str], *, resume: bool, score_test: bool
+    run_file: Path, flags: Mapping[str, Any], overrides: Sequence[str], *, resume: bool, score_test: bool | None
 ) -> None:
     from intarsia.training import Failed
     from intarsia.training.progress import open_pack_reporter
@@ -139,7 +143,7 @@ def _train_pack(
     try:
         results = draw_runs(run_pack(runs, resume=resume, score_test=score_test, report=open_pack_reporter()))
     except KeyboardInterrupt as error:
-        given = _given(run_file, flags, overrides) + " --score-test" * score_test
+        given = _given(run_file, flags, overrides) + " --score-test" * bool(score_test)
         raise Interrupted(f"stopped; go on with: intarsia train {given} --resume") from error
     rows, failed = [], [result for result in results if isinstance(result, Failed)]
     tested = any("test" in result.metrics for result in results if not isinstance(result, Failed))
@@ -150,8 +154,12 @@ def _train_pack(
     if rows:
         scores = ["validation", "test"] if tested else ["score", ""]
         print_table(["run", *scores, "parameters", "size", "task"], rows)
+    said = [f"run {one.name!r} failed: {one.message}" for one in failed]
+    if len(failed) > 1:
+        print("\n".join(said), file=sys.stderr)
+        raise TrainingError(f"{len(failed)} of the {len(runs)} runs failed, as the lines above say")
     if failed:
-        raise TrainingError("; ".join(f"run {one.name!r} failed: {one.message}" for one in failed))
+        raise TrainingError(said[0])
 
 
 def _scores(metrics: Mapping[str, Mapping[str, float]], *, tested: bool) -> list[str]:

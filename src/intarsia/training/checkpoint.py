@@ -114,7 +114,8 @@ def disk_errors(
     except OSError as error:
         full = error.errno in FULL
         why = "the disk is full" if full else (error.strerror or str(error))
-        cure = "free some space" if full else "make the folder writable"
+        gone = error.errno == errno.ENOENT
+        cure = "free some space" if full else "bring the folder back" if gone else "make the folder writable"
         raise DiskError(
             f"cannot write {what} to {folder}: {why}; {kept or _kept(folder)}; {cure}, then {again}"
         ) from error

@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 
-Positive = Annotated[FiniteFloat, Field(gt=0)]
-NotNegative = Annotated[FiniteFloat, Field(ge=0)]
-Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1)]
+# Strict: true is no number, whatever Python says. A whole number is one with a point, too.
+Positive = Annotated[FiniteFloat, Field(gt=0, strict=True)]
+NotNegative = Annotated[FiniteFloat, Field(ge=0, strict=True)]
+Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
 
 
@@ -34,7 +35,7 @@ class TrainSettings(BaseModel):
     """AdamW's moment decays. Adafactor has none: beta1 off, beta2 decays as 1 - step**-0.8."""
     eps: Positive = 1e-8
     """AdamW's epsilon."""
-    warmup: Annotated[FiniteFloat, Field(ge=0, le=1)] = 0.1
+    warmup: Annotated[FiniteFloat, Field(ge=0, le=1, strict=True)] = 0.1
     """Share of all steps over which the learning rate rises from 0 to its peak."""
     schedule: Literal["linear", "constant"] = "linear"
     """After the warm-up: down to 0 at the end, or constant."""
@@ -49,7 +50,7 @@ class TrainSettings(BaseModel):
     kind of task; exact_match for text-to-text."""
     patience: Count | None = None
     """Stop after so many evaluations in a row without a gain. None: never."""
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63, strict=True)] = 0
     """Seed of dropout and of the order of the rows. The same seed gives the same weights, bit for bit, on a CPU."""
     checkpoint_every: Count = 200
     """Steps between checkpoints. There is also one after each evaluation."""

@@ -54,13 +54,16 @@ class Ablation:
     metric: str
     higher: bool
     split: str
+    """Which split was scored; the name of the file, where one was given."""
     rows: int
     score: float
     """With all modules."""
     without: float
-    """With none: the trained head on the plain backbone."""
+    """With none: the trained head, if there is one, on the plain backbone."""
     tolerance: float
     stacks: list[Stack] = field(default_factory=list)
+    head: bool = True
+    """Whether the task has a trained head; one that writes, or answers with the language model's words, has none."""
     lengths: list[tuple[int, float]] = field(default_factory=list)
     """Virtual tokens kept, score."""
 
@@ -91,7 +94,7 @@ def ablate(
     task, backbone = open_task(Path(folder), **where)
     if not len(task.deltas):
         raise ConfigError(f"task {task.name!r} is a head alone ({task.method.name}): there is no module to take out")
-    rows = _rows(task, data, split, most_rows)
+    rows, scored = _rows(task, data, split, most_rows)
     source, head = source_of(rows, task, backbone, batch_size), head_of(task)
     chosen = validation_metric(metric, head.kind, head.labels)
     writing = Writing.of(task, backbone) if wants_texts(head, chosen) else None
@@ -108,11 +111,12 @@ def ablate(
         method=method_to_dict(task.method),
         metric=chosen,
         higher=higher_is_better(chosen),
-        split=split,
+        split=scored,
         rows=len(rows),
         score=score(task),
         without=score(without(task, lambda site: True)),
         tolerance=tolerance,
+        head=task.head_module is not None,
     )
     with ticking("ablating", sum(_runs(stack) for stack in stacks) + len(lengths)) as tick:
         for stack in stacks:
@@ -126,19 +130,23 @@ def ablate(
     return found
 
 
-def _rows(task: Task, data: str | DataSpec | None, split: str, most: int | None) -> Rows:
+def _rows(task: Task, data: str | DataSpec | None, split: str, most: int | None) -> tuple[Rows, str]:
+    """The rows to score, and what they are called."""
     spec = data
     if not isinstance(spec, DataSpec):
         spec = spec_of(task, spec, columns_of(task, None), task.data.get("label_column"))
     splits = load_data(spec)
     one_file = spec.data is None and not isinstance(data, DataSpec)
+    name = Path(str(data)).name if one_file else split
     rows = splits.split("test" if one_file else split)
     if rows.labels is None:
-        raise DataError(f"the {split} split has no labels to compare with; choose another --split")
+        raise DataError(
+            f"the rows of {name} have no labels to compare with; choose another --{'data' if one_file else 'split'}"
+        )
     if most is not None and most < len(rows):
         chosen = np.random.default_rng(0).permutation(len(rows))[:most]
         rows = rows.take(sorted(chosen.tolist()))
-    return rows
+    return rows, name
 
 
 def _runs(stack: Stack) -> int:

@@ -69,7 +69,8 @@ def words(found: Ablation) -> list[str]:
     per_cent = " %" if found.metric in PER_CENT else ""
     said = [
         f"{found.task} ({found.method['name']}): {found.split} {found.metric.replace('_', ' ')} "
-        f"{shown(found.score, found.metric)}{per_cent} on {found.rows:,} rows; without any of its modules, with its head alone, "
+        f"{shown(found.score, found.metric)}{per_cent} on {found.rows:,} row{'s' * (found.rows != 1)}; "
+        f"without any of its modules, {'with its head alone, ' * found.head}"
         f"{shown(found.without, found.metric)}{per_cent}."
     ]
     said += [_suggestion(found, stack) for stack in found.stacks]
@@ -77,7 +78,9 @@ def words(found: Ablation) -> list[str]:
         enough = next(n for n, score in found.lengths if found.loss(score) <= found.tolerance * abs(found.score))
         whole = found.lengths[-1][0]
         said.append(
-            f"The first {enough} of {whole} virtual tokens keep the score within {100 * found.tolerance:g} %."
+            f"Without any of the {whole} virtual tokens the score is within {100 * found.tolerance:g} %, too."
+            if enough == 0
+            else f"The first {enough} of {whole} virtual tokens keep the score within {100 * found.tolerance:g} %."
             if enough < whole
             else f"None of the {whole} virtual tokens can be cut off within {100 * found.tolerance:g} %."
         )

@@ -24,7 +24,7 @@ def train(
     out: str | Path,
     data: str | Mapping[str, Any] | None = None,
     resume: bool = False,
-    score_test: bool = False,
+    score_test: bool | None = None,
     report: Reporter | None = None,
     **settings: Any,
 ) -> Trained:
@@ -33,7 +33,8 @@ def train(
     backbone: a name, a folder or a loaded Backbone. data: embedded:NAME, hub:NAME or a mapping; or files, as train=, validation=,
     test=. method: a name, a mapping with `name`, or an object such as `BottleneckAdapter(width=48)`. settings: every other
     key of a run file by its own name (epochs=1, learning_rate=1e-3, pooling="cls", text_columns=("a", "b"), ...). report:
-    where progress goes; None: standard error.
+    where progress goes; None: standard error. score_test: whether the test split is scored at the end; None: where a test file
+    is given.
     Raises ConfigError for an unknown or wrong setting, and any IntarsiaError of the run.
     """
     return run(
@@ -50,7 +51,7 @@ def train_pack(
     *,
     backbone: str | os.PathLike[str] | Backbone,
     resume: bool = False,
-    score_test: bool = False,
+    score_test: bool | None = None,
     report: PackReporter | None = None,
     **shared: Any,
 ) -> list[Trained | Failed]:

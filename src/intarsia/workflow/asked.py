@@ -1,5 +1,6 @@
 """What a run's settings ask for, before the backbone is loaded: ConfigError for what cannot be."""
 
+import json
 import os
 from pathlib import Path
 
@@ -8,11 +9,19 @@ import numpy as np
 from intarsia.data import Splits, Template
 from intarsia.errors import ConfigError
 from intarsia.heads import Head
+from intarsia.training.record import RUN
 from intarsia.workflow.sections import GenerationSettings, RunSettings
 
 
 def check_out(out: Path, resume: bool) -> None:
     """Says early what `fit` would say after the backbone is loaded and the texts are tokenised. Writes nothing."""
+    check_folder(out)
+    if not resume and any((out / name).exists() for name in ("run.json", "task.json")):
+        raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
+
+
+def check_folder(out: Path) -> None:
+    """ConfigError where there cannot be a folder that can be written to. Writes nothing."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out must be a folder, and {out} is a file; choose another --out")
     above = out
@@ -20,8 +29,19 @@ def check_out(out: Path, resume: bool) -> None:
         above = above.parent
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         raise ConfigError(f"cannot write to {out}: {above} is not a folder that you may write to; choose another --out")
-    if not resume and any((out / name).exists() for name in ("run.json", "task.json")):
-        raise ConfigError(f"{out} already holds a run; go on with --resume, or choose another --out")
+
+
+def wants_test(settings: RunSettings, score_test: bool | None, resume: bool) -> bool:
+    """Whether the test split is scored: as it is asked for, else where a test file is named; or as it was asked for when the run
+    that is gone on with was started, since `--resume` needs no other option."""
+    if settings.data.test is not None if score_test is None else score_test:
+        return True
+    if not resume:
+        return False
+    try:
+        return json.loads((settings.out / RUN).read_text("utf-8")).get("score_test") is True
+    except (OSError, ValueError, AttributeError):  # the record says what is wrong with it when it is opened
+        return False
 
 
 def check_slots(settings: RunSettings) -> None:

@@ -24,7 +24,7 @@ def run_pack(
     runs: Sequence[RunSettings],
     *,
     resume: bool = False,
-    score_test: bool = False,
+    score_test: bool | None = None,
     report: PackReporter | None = None,
     backbone: Backbone | None = None,
     prune: Prune | None = None,
@@ -32,10 +32,10 @@ def run_pack(
     """Trains all runs at once, each as `run` would alone, and scores them; `draw_runs` makes their pictures. Returns what each
     left, in the order of `runs`.
 
-    resume: runs that have ended are returned as they are, others go on, and those that have not begun begin. prune: see
-    `training.member.Prune`; a run that it ends has its best weights. A run that cannot start or go on is Failed, and the others
-    are trained. ConfigError where the runs are none, share a name or folder, or not the backbone; KeyboardInterrupt after Ctrl-C,
-    when all have been saved.
+    score_test: as for `run`. resume: runs that have ended are returned as they are, others go on, and those that have not begun
+    begin. prune: see `training.member.Prune`; a run that it ends has its best weights. A run that cannot start or go on is Failed,
+    and the others are trained. ConfigError where the runs are none, share a name or folder, or not the backbone;
+    KeyboardInterrupt after Ctrl-C, when all have been saved.
     """
     _check(runs)
     backbone = backbone or load_backbone(runs[0])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictInt, field_validator
 
 from intarsia.data import DataSpec
 from intarsia.errors import ConfigError
@@ -31,7 +31,7 @@ class DataSettings(BaseModel, extra="forbid", frozen=True):
     template: str | None = None
     text_to_text: bool = False
     label_words: dict[str, str] | None = None
-    split_seed: int = 0
+    split_seed: StrictInt = 0
     validation_fraction: float = Field(default=0.1, gt=0, lt=1)
 
     @field_validator("text_columns", mode="before")
@@ -68,15 +68,15 @@ class HeadSettings(BaseModel, extra="forbid", frozen=True):
 class GenerationSettings(BaseModel, extra="forbid", frozen=True):
     """How text is generated (the fields of Decoding) and compared with its references (those of TextMetrics)."""
 
-    max_new_tokens: int | None = None
+    max_new_tokens: StrictInt | None = None
     """None: 64, or what the longest legal output of a text-to-text task needs."""
-    beams: int = _DECODING.beams
+    beams: StrictInt = _DECODING.beams
     length_penalty: float = _DECODING.length_penalty
     sample: bool = _DECODING.sample
     temperature: float = _DECODING.temperature
-    top_k: int = _DECODING.top_k
+    top_k: StrictInt = _DECODING.top_k
     top_p: float = _DECODING.top_p
-    seed: int = _DECODING.seed
+    seed: StrictInt = _DECODING.seed
     static_cache: bool = _DECODING.static_cache
     lowercase: bool = _COMPARING.lowercase
     tokenize: str = _COMPARING.tokenize
@@ -96,7 +96,7 @@ class RunSettings(BaseModel, extra="forbid", frozen=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = "auto"
     device: str = "auto"
     log: Literal["tensorboard", "wandb", "trackio"] | None = None
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, strict=True)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

@@ -1,18 +1,16 @@
 """One training run from settings to a task folder."""
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from intarsia.backbone import Backbone
 from intarsia.backbone.embedded import cache_folder
 from intarsia.bank import TaskBank
 from intarsia.data import DataSpec, GenerationSource, Rows, Splits, load_data
-from intarsia.errors import ConfigError
+from intarsia.errors import ConfigError, DataError
 from intarsia.heads import Head
 from intarsia.methods import method_from_dict
 from intarsia.modes import own_modes
@@ -33,8 +31,7 @@ from intarsia.training import (
 )
 from intarsia.training.checkpoint import disk_errors
 from intarsia.training.packed import arranged
-from intarsia.training.record import RUN
-from intarsia.workflow.asked import check_out, check_slots, new_head, units_of
+from intarsia.workflow.asked import check_out, check_slots, new_head, units_of, wants_test
 from intarsia.workflow.reading import Source, longest_label, scored_together, source_of
 from intarsia.workflow.scoring import check_writing, resident, score
 from intarsia.workflow.sections import RunSettings
@@ -100,14 +97,15 @@ def run(
     settings: RunSettings,
     *,
     resume: bool = False,
-    score_test: bool = False,
+    score_test: bool | None = None,
     report: Reporter | None = None,
     backbone: Backbone | None = None,
 ) -> Trained:
     """Loads data and backbone, trains a new task, saves it in `settings.out` and scores it.
 
-    backbone: one that is loaded already; its name must be the settings'. Nothing is written before data, backbone and
-    method have been found to fit each other. Raises any IntarsiaError; KeyboardInterrupt after a checkpoint.
+    score_test: whether the test split is scored at the end; None: where the settings name a test file. backbone: one that is
+    loaded already; its name must be the settings'. Nothing is written before data, backbone and method have been found to fit
+    each other. Raises any IntarsiaError; KeyboardInterrupt after a checkpoint.
     """
     report = report or SilentReporter()
     ready = prepare(settings, resume=resume, score_test=score_test, backbone=backbone)
@@ -126,7 +124,7 @@ def prepare(
     settings: RunSettings,
     *,
     resume: bool = False,
-    score_test: bool = False,
+    score_test: bool | None = None,
     backbone: Backbone | None = None,
     load: Callable[[DataSpec], Splits] = load_data,
 ) -> Prepared:
@@ -140,7 +138,11 @@ def prepare(
         torch.set_num_threads(settings.threads)
     splits = load(settings.data.spec())
     train = splits.split("train")
-    tested = splits.split("test") if score_test or (resume and _test_was_asked_for(settings.out)) else None
+    tested = splits.split("test") if wants_test(settings, score_test, resume) else None
+    if tested is not None and tested.labels is None:
+        raise DataError(
+            f"the test rows have no labels in a column {splits.label_column!r}; give other ones, or leave them out"
+        )
     head = new_head(settings, splits)
     backbone = backbone or load_backbone(settings)
     task = _new_task(settings, head, backbone)
@@ -164,14 +166,6 @@ def prepare(
         parameters=parameters,
         began=began,
     )
-
-
-def _test_was_asked_for(out: Path) -> bool:
-    """When the run that is gone on with was started: `--resume` needs no other option."""
-    try:
-        return json.loads((out / RUN).read_text("utf-8")).get("score_test") is True
-    except (OSError, ValueError, AttributeError):  # the record says what is wrong with it when it is opened
-        return False
 
 
 def load_backbone(settings: RunSettings) -> Backbone:

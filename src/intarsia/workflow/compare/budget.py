@@ -119,6 +119,12 @@ def plan(candidates: Sequence[Candidate], costs: Costs, seeds: int, seconds: flo
     return found
 
 
+def least(candidates: Sequence[Candidate], costs: Costs, seeds: int) -> float:
+    """Seconds of the shortest comparison that there is a plan for."""
+    kept = [one for one in candidates if one.level == 0]
+    return planned(kept, halved(min(len(families(kept)), 3), seeds)).seconds(costs, 1)
+
+
 def planned(candidates: Sequence[Candidate], waves: tuple[int, ...]) -> Plan:
     """The rungs that lead from the candidates to one a method, or to the first wave."""
     methods, size, rungs = len(families(candidates)), len(candidates), []

@@ -1,12 +1,14 @@
 """What the shapes of a comparison cost, and how much of its time is left."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 from intarsia.backbone import Backbone
+from intarsia.errors import ConfigError
 from intarsia.workflow.compare import probing
-from intarsia.workflow.compare.budget import Cost, halved
+from intarsia.workflow.compare.budget import Cost, halved, least
 from intarsia.workflow.compare.expansion import Candidate, families, member
 from intarsia.workflow.compare.ledger import Event, Ledger
 from intarsia.workflow.compare.live import View
@@ -43,12 +45,33 @@ class Costing:
         """
         known = {event["shape"] for event in self.ledger.all("probe")}
         wanted = {one.shape: one for one in reversed(candidates) if one.shape not in known}
-        for one in sorted(wanted.values(), key=lambda one: one.family in ("full", "top-layers")):
+        waiting = sorted(wanted.values(), key=lambda one: one.family in ("full", "top-layers"))
+        while waiting:
+            one = waiting.pop(0)
             if not self._warm:  # what a process does once would be counted as this shape's
                 self._probed(one)
                 self._warm = True
+            began = self.ledger.spent()
             self._measure(one)
+            self._check_time((self.ledger.spent() - began) * len(waiting), candidates)
         return self.without_left_out(candidates)
+
+    def _check_time(self, timing: float, candidates: Sequence[Candidate]) -> None:
+        """ConfigError as soon as it shows that timing alone, which takes so many seconds yet, uses up the budget."""
+        budget, spent = self.settings.budget, self.ledger.spent()
+        if budget is None or self.ledger.last("plan") or not self.ledger.last("probe") or spent + timing <= budget:
+            return
+        raise ConfigError(
+            f"timing {len(families(candidates))} methods takes about {spent + timing:.0f} s here, and the budget is {budget:.0f}; "
+            f"give more time (--resume --budget {self.needed(candidates, timing)} goes on), or fewer methods"
+        )
+
+    def needed(self, candidates: Sequence[Candidate], timing: float = 0.0) -> str:
+        """A budget for the shortest comparison, what is spent included, as `--budget` takes it. timing: seconds that are to be
+        spent before it."""
+        costs = self.costs(candidates)
+        seconds = least(candidates, costs, self.settings.seeds) / SPARE + self._scoring(candidates) + WRITING
+        return f"{math.ceil((self.ledger.spent() + timing + seconds) / 60)}m"
 
     def unknown(self, candidates: Sequence[Candidate]) -> list[Candidate]:
         """The first candidate of each method of which no size has been probed."""
@@ -89,7 +112,7 @@ class Costing:
         run, failed = member(self.settings, one, folder=folder, seed=0, steps=steps, evaluations=1), []
 
         def train() -> None:
-            (result,) = self.packs([run], backbone=self.backbone)
+            (result,) = self.packs([run], score_test=False, backbone=self.backbone)
             raise_disk_error([result])
             if not isinstance(result, Trained):
                 failed.append(result.message)
@@ -125,10 +148,13 @@ class Costing:
         """Seconds that can be planned with, the scores on the test split and the report taken off; None without a budget."""
         if self.settings.budget is None:
             return None
+        return SPARE * max(0.0, self.settings.budget - self.ledger.spent() - self._scoring(candidates) - WRITING)
+
+    def _scoring(self, candidates: Sequence[Candidate]) -> float:
+        """Seconds of the scores on the test split."""
         costs = self.costs(candidates).values()
         scored = sum(halved(len(families(candidates)), self.settings.seeds))
-        scoring = self.tested * scored * sum(cost.evaluation for cost in costs) / max(1, len(costs))
-        return SPARE * max(0.0, self.settings.budget - self.ledger.spent() - scoring - WRITING)
+        return self.tested * scored * sum(cost.evaluation for cost in costs) / max(1, len(costs))
 
     def deadline(self, candidates: Sequence[Candidate], promised: float) -> float | None:
         """By `ledger.spent()`, when a pack is stopped whatever it has come to: half as late again as promised, and never beyond

@@ -140,7 +140,7 @@ def open_view(stream: TextIO | None = None) -> View:
 def _said(members: Sequence[Event]) -> str:
     steps = sorted({one["steps"] for one in members})
     length = f"{steps[0]:,} steps" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,} steps"
-    return f"{len(members)} runs of {length}"
+    return f"{len(members)} run{'s' * (len(members) != 1)} of {length}"
 
 
 def _minutes(seconds: float) -> str:

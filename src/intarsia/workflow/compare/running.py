@@ -151,9 +151,11 @@ class _Comparison:
         left = self.costing.left(self.candidates)
         best = plan(self.candidates, self.costing.costs(self.candidates), self.settings.seeds, left)
         if best is None:
+            budget = self.costing.needed(self.candidates)
             raise ConfigError(
                 f"{left or 0:.0f} s are left of the budget, too few for the shortest comparison of "
-                f"{', '.join(families(self.candidates))}; give more time (--resume --budget 30m goes on), or fewer methods or seeds"
+                f"{', '.join(families(self.candidates))}; give more time (--resume --budget {budget} goes on), "
+                "or fewer methods or seeds"
             )
         chosen, most = best
         self.ledger.add(

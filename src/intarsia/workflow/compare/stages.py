@@ -109,7 +109,7 @@ class Stages:
             ahead = min(step - before, total - step) / max(1, step - before)
             return deadline is not None and now + ahead * (now - then) > deadline
 
-        results = self.packs(runs, resume=True, backbone=self.backbone, prune=prune)
+        results = self.packs(runs, resume=True, score_test=False, backbone=self.backbone, prune=prune)
         for one, run, result in zip(todo, runs, results, strict=True):
             if not disk_failed(result):
                 self._record(stage, one, run.out, result)

@@ -62,9 +62,13 @@ def cautions(summary: Summary) -> list[str]:
     rows = summary.start["rows"]["test" if summary.tested else "validation"]
     if summary.metric == "accuracy" and rows:
         mean = interval(list(summary.best.scores("accuracy").values())).mean
+        counted = f"{rows:,} rows"
+        if summary.start["kind"] == "token-classification" and "confusion" in summary.answers:
+            rows = sum(map(sum, summary.answers["confusion"]))
+            counted = f"{rows:,} words"
         error = 100 * proportion_error(mean, rows)
         said.append(
-            f"The intervals are over seeds. The {summary.split()} split has {rows:,} rows, which by themselves give an accuracy of "
+            f"The intervals are over seeds. The {summary.split()} split has {counted}, which by themselves give an accuracy of "
             f"{100 * mean:.1f} % a standard error of {error:.1f} points."
         )
     if summary.tested:
