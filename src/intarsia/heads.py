@@ -33,9 +33,8 @@ class Head:
     labels: tuple[str, ...] = ()
     """Label names in the order of the scores; none for regression. Generation: the legal outputs, none for free text."""
     pooling: Pooling = "auto"
-    """State that is read: of the first token (cls), the mean over the tokens, the last token's, or the backbone's own
-    pretrained pooler. auto: the mean for encoders, the last token for models with a decoder. Where one state is read, BERT and its
-    kin leave the others out behind their last attention, which saves a sixteenth of a pass with twelve layers."""
+    """State that is read: of the first token (cls), the mean over the tokens, the last token's, or the backbone's own pretrained
+    pooler. auto: the mean for encoders, the last token for models with a decoder. BERT and its kin leave out what is not read."""
     dropout: float = 0.1
     """Dropout on the pooled state while training."""
     verbaliser: tuple[str, ...] = ()
@@ -73,8 +72,8 @@ class Head:
         least = {"classification": 2, "token-classification": 2, "multi-label": 1}.get(self.kind, 0)
         if len(self.labels) < least:
             raise ConfigError(f"a {self.kind} head needs at least {least} label names, got {len(self.labels)}")
-        usable = abs(self.mean) < float("inf") and 0 < self.scale < float("inf")
-        if not usable or (self.kind != "regression" and (self.mean, self.scale) != (0, 1)):
+        usable = self.kind == "regression" and abs(self.mean) < float("inf") and 0 < self.scale < float("inf")
+        if not usable and (self.mean, self.scale) != (0, 1):
             got = f"mean {self.mean}, scale {self.scale} and kind {self.kind}"
             raise ConfigError(f"Head.mean and Head.scale are for regression, finite, and scale above 0; got {got}")
         if len(set(self.labels)) != len(self.labels):
@@ -107,8 +106,7 @@ def _names(labels: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Decoding:
-    """How text is generated; the names are transformers' own. A checkpoint's own settings (penalties, forced tokens, least lengths)
-    have no part in it, as they had none in training."""
+    """How text is generated, in transformers' names. A checkpoint's own settings (penalties, forced tokens) have no part in it."""
 
     max_new_tokens: int = 64
     """Longest output, in tokens."""
