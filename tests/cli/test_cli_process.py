@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -68,9 +69,8 @@ def test_a_wrong_setting_in_a_real_process_is_one_line(backbone, files, environm
     assert "train.learning_rate" in done.stderr
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
-def test_an_encoding_without_a_character_loses_nothing(trained, environment, encoding):
-    done = run("predict", trained, "--text", "café ↓ 😀", env={**environment, "PYTHONIOENCODING": encoding})
+def test_an_encoding_without_a_character_loses_nothing(trained, environment):
+    done = run("predict", trained, "--text", "café ↓ 😀", env={**environment, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["text"] == ["café ↓ 😀"]
 
@@ -100,8 +100,7 @@ def test_a_reader_that_leaves_is_no_error(trained, files, environment):
     assert not said, done.stderr
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_a_stopped_run_resumes_to_the_same_bits(backbone, files, environment, tmp_path, number, status):
+def test_a_stopped_run_resumes_to_the_same_bits(backbone, files, environment, tmp_path):
     def arguments(out):
         return [
             *train_arguments(backbone, files),
@@ -114,22 +113,30 @@ def test_a_stopped_run_resumes_to_the_same_bits(backbone, files, environment, tm
         ]
 
     assert run(*arguments(tmp_path / "whole"), env=environment).returncode == 0
-    out = tmp_path / "stopped"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "intarsia.cli", *arguments(out)], env=environment, stderr=subprocess.PIPE, text=True
-    )
-    while process.poll() is None and not (out / "checkpoint.safetensors").exists():
-        time.sleep(0.005)
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == status, err
-    if number == signal.SIGINT:
-        assert err.splitlines()[-1] == f"intarsia: stopped; go on with: intarsia train --out {out} --resume"
-    done = run("train", "--out", out, "--resume", env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "resumed from the checkpoint of step" in done.stderr
-    whole, resumed = ((folder / "task.safetensors").read_bytes() for folder in (tmp_path / "whole", out))
-    assert whole == resumed
+    whole = (tmp_path / "whole" / "task.safetensors").read_bytes()
+    for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -9)):
+        out = tmp_path / f"stopped by {number}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "intarsia.cli", *arguments(out)],
+            env=environment, stderr=subprocess.PIPE, text=True, preexec_fn=hears_ctrl_c,
+        )  # fmt: skip
+        while process.poll() is None and not (out / "checkpoint.safetensors").exists():
+            time.sleep(0.005)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == status, err
+        if number == signal.SIGINT:
+            where = shlex.quote(str(out))
+            assert err.splitlines()[-1] == f"intarsia: stopped; go on with: intarsia train --out {where} --resume"
+        done = run("train", "--out", out, "--resume", env=environment)
+        assert done.returncode == 0, done.stderr
+        assert "resumed from the checkpoint of step" in done.stderr
+        assert (out / "task.safetensors").read_bytes() == whole
+
+
+def hears_ctrl_c():
+    """Whoever starts these tests in the background has their processes ignore it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 START = "import signal, sys; from intarsia.cli.stopping import *; end_cleanly_in_imports(); "
@@ -149,5 +156,5 @@ def test_ctrl_c_before_and_after_a_command_is_at_work(tmp_path, code, status, sa
     swallows = "import signal\ntry:\n    signal.raise_signal(2)\nexcept BaseException:\n    pass\n"
     (tmp_path / "swallows.py").write_text(swallows)
     command = [sys.executable, "-c", f"import sys; sys.path.append({str(tmp_path)!r}); {START}{code}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, preexec_fn=hears_ctrl_c)
     assert (done.returncode, done.stdout, done.stderr) == (status, "", said)

