@@ -88,7 +88,8 @@ def _check_ids(
         if (ids := batch.get(key)) is None or ids.device.type != "cpu" or not ids.numel():
             continue
         (least, most), known = (int(one) for one in ids.aminmax()), backbone.vocabulary
-        if known is not None and (most >= known or least < -(_slots(tasks, names) if least < 0 else 0)):
+        # Slots are asked for only where there may be some: a batch has hundreds of tasks.
+        if known is not None and (most >= known or (least < 0 and least < -_slots(tasks, names))):
             raise ConfigError(
                 f"{key} holds token {most if most >= known else least}, and {backbone.name} has tokens 0 to {known - 1}; give "
                 "those of its own tokenizer"

@@ -54,7 +54,7 @@ class Reordered:
 def _left_to_one(rows: int, reads: int, writes: int) -> bool:
     """Whether oneDNN 3.10 would leave a product in the layout for many rows to one of two threads, as it does where outputs are no
     more than inputs and rows are about as many as they; in the layout for one row both work, 1.2 to 1.9 times as fast. Seen for 384
-    to 1,024 outputs with AMX; with four threads or more, or other sizes, that layout is a tenth slower."""
+    to 1,024 outputs with AMX (benchmarks/bench_frozen_layouts.py looks again); with four threads that layout is slower."""
     if torch.get_num_threads() != 2 or writes > min(reads, 1024):
         return False
     most = 1.4 if reads < 3 * writes else 2.25 if writes < 512 else 1.55

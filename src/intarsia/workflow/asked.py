@@ -34,10 +34,9 @@ def check_folder(out: Path) -> None:
 def wants_test(settings: RunSettings, score_test: bool | None, resume: bool) -> bool:
     """Whether the test split is scored: as it is asked for, else where a test file is named; or as it was asked for when the run
     that is gone on with was started, since `--resume` needs no other option."""
-    if settings.data.test is not None if score_test is None else score_test:
-        return True
-    if not resume:
-        return False
+    asked = settings.data.test is not None if score_test is None else score_test
+    if asked or not resume:
+        return asked
     try:
         return json.loads((settings.out / RUN).read_text("utf-8")).get("score_test") is True
     except (OSError, ValueError, AttributeError):  # the record says what is wrong with it when it is opened
