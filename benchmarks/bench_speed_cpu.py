@@ -25,7 +25,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Queue
@@ -129,9 +129,12 @@ def run_child(job: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         args.places.put(place)
 
 
-def on_place(job: str, args: argparse.Namespace, place: list[int]) -> list[dict[str, Any]]:
+def on_place(job: str, args: argparse.Namespace, place: Sequence[object]) -> list[dict[str, Any]]:
     """One measurement on these processors."""
     python, more = place_of_peers(args.peers) if "adapters:" in job else (sys.executable, {})
+    if args.quietest:
+        asked = [sys.executable, "-m", "benchmarks.quiet_cores", str(args.cores)]
+        place = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip().split(",")
     command = ["taskset", "-c", ",".join(map(str, place))] if args.cores else []
     command += [python, "-m", "benchmarks.bench_speed_cpu", "--job", job, "--data", str(args.data)]
     command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--device", args.device, "--model", minilm()]
@@ -193,6 +196,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="of quality jobs")
     parser.add_argument("--parallel", type=int, default=1, help="processes at a time; for speed, with --cores")
     parser.add_argument("--cores", type=int, help="processors of each process, which no other has; default: all")
+    parser.add_argument(
+        "--quietest", action="store_true", help="those --cores that neighbours use least, found before each measurement"
+    )
     parser.add_argument("--peers", type=Path, default=Path(".peers"), help="where adapters is, or is to be installed")
     parser.add_argument("--report", type=Path, nargs="+", help="write results/NAME from these files")
     parser.add_argument("--name", default="speed_cpu", help="of the page: speed_cpu, or speed_cpu_amx")

@@ -1,6 +1,7 @@
-"""Attention written out as two products and a softmax: what training in half precision on a CPU wants at usual lengths.
+"""Attention of half precision on a CPU, where torch's own takes several times as long backward as in fp32.
 
-There torch's own bf16 kernel takes several times as long for its backward pass, and its bf16 softmax twice as long as the fp32 one.
+Without gradients torch's kernel is good, for a few queries the best. Else ours computes it where it can (`native/attention.py`);
+what is left is written out as two products and a softmax.
 
 B rows, H heads, T queries, S keys, D width of a head.
 """
@@ -12,6 +13,11 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
+from intarsia.ops.native import attention as native
+
+MANY = 16
+"""Queries from which on our kernel is quicker than torch's: fewer do not fill a vector's lanes."""
+
 
 def product_attention(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
@@ -19,8 +25,14 @@ def product_attention(
     """softmax(scale q k^T + mask) v.   q: (B, H, T, D), k, v: (B, H, S, D) -> (B, H, T, D).
 
     mask: what is added to the scores, (B or 1, H or 1, T or 1, S); or bool, true where a query sees a key; None: it sees all. A
-    query that sees no key has the mean of all. The softmax is fp32 or wider. dropout: of the probabilities.
+    query that sees no key has the mean of all, or zeros. The softmax is fp32 or wider. dropout: of the probabilities.
     """
+    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    if not dropout and (learns or q.shape[2] >= MANY) and native.takes(q, k, mask):
+        return native.attention(q, k, v, mask, scale)
+    if not learns:
+        added = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
+        return F.scaled_dot_product_attention(q, k, v, added, dropout, scale=scale)
     if not dropout and (mask is None or mask.dtype == torch.bool):
         return _Products.apply(q, k, v, mask, scale)  # type: ignore[no-any-return]
     scores = (q * scale) @ k.mT

@@ -1,0 +1,178 @@
+/* Attention in bfloat16 on a CPU, forward and backward; attention.py beside this file calls it, compiled.py has it compiled.
+ *
+ * One thread computes whole heads, so nothing depends on the number of threads. Queries and keys are filled up with zeros to
+ * multiples of 32.
+ */
+#include "matrices.h"
+
+#define BLOCK 64 /* queries at a time */
+#define HIDDEN -1e38f
+#define NOTHING -3e38f /* behind the last key */
+
+/* Whether the system lets this process use AMX's registers, if these are what it was compiled for. */
+int attention_ready(void) { return tiles_ready(); }
+
+typedef struct {
+    long rows, heads, queries, keys, width;
+    long q[3], k[3], v[3], o[3]; /* strides of row, head and position, in numbers */
+    long mask[4];                /* of row, head, query and key, in bytes */
+    float scale;
+} shape;
+
+INLINE const bf16 *head_of(const bf16 *x, const long *stride, long row, long head) { return x + row * stride[0] + head * stride[1]; }
+
+/* What a query's scores are at most. A query that sees nothing has equal ones. */
+INLINE void limits(float *to, const uint8_t *mask, long step, long keys, long across) {
+    for (long j = 0; j < keys; j++) to[j] = !mask || mask[j * step] ? INFINITY : HIDDEN;
+    for (long j = keys; j < across; j++) to[j] = NOTHING;
+}
+
+/* The scores of a query, (across) -> its probabilities, here and in `to`. kept: its largest score, and one over its sum; found
+ * where `first`, and used where the same scores come again. */
+INLINE void softmax(bf16 *to, float *s, float *kept, int first, float scale, const float *limit, long across) {
+    vec most = all(-INFINITY), sum = all(0);
+    for (long j = 0; j < across; j += LANES) {
+        AT(s + j) = smaller(AT(limit + j), AT(s + j) * (scale * 1.44269504f)); /* e^x = 2^(x log2 e) */
+        most = larger(most, AT(s + j));
+    }
+    if (first) kept[0] = largest(most);
+    for (long j = 0; j < across; j += LANES) sum += AT(s + j) = power(AT(s + j) - kept[0]);
+    if (first) kept[1] = 1 / total(sum);
+    for (long j = 0; j < across; j += LANES) store(to + j, AT(s + j) *= kept[1]);
+}
+
+/* What one thread works with for one head. */
+typedef struct {
+    bf16 *some, *asked, *seen, *given, *inner;
+    uint32_t *keys, *turned_keys, *values, *pairs, *turned, *queries, *grads;
+    float *scores, *limit, *kept, *flow, *narrow, *for_k, *for_v;
+    void *memory;
+} desk;
+
+static int furnished(desk *x, long across, long D, int backward) {
+    const long wide = across * D * 4, high = BLOCK * across * 4, small = BLOCK * (D > 2 ? D : 2) * 4; /* bytes, at 4 a number */
+    char *at = x->memory = aligned_alloc(64, (backward ? 6 : 3) * wide + (backward ? 7 : 3) * high + (backward ? 6 : 3) * small);
+    if (!at) return 0;
+#define PLACE(name, size) x->name = (void *)at, at += size
+    PLACE(some, wide), PLACE(turned_keys, wide), PLACE(values, wide);
+    PLACE(scores, high), PLACE(limit, high), PLACE(seen, high);
+    PLACE(asked, small), PLACE(kept, small), PLACE(narrow, small);
+    if (backward) {
+        PLACE(keys, wide), PLACE(for_k, wide), PLACE(for_v, wide);
+        PLACE(flow, high), PLACE(inner, high), PLACE(pairs, high), PLACE(turned, high);
+        PLACE(given, small), PLACE(queries, small), PLACE(grads, small);
+    }
+#undef PLACE
+    return 1;
+}
+
+/* The probabilities of n queries from t on, in x->scores and x->seen; the rows up to a multiple of 32 are zeros in the latter. */
+INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, float *kept, int first, long row, long head, long t,
+                 long n, long across) {
+    const long high = padded(n);
+    gather(x->asked, head_of(q, z->q, row, head) + t * z->q[2], z->q[2], n, z->width);
+    product(0, x->scores, across, x->asked, z->width, x->turned_keys, across, high, across, z->width);
+    for (long i = 0; i < n; i++) {
+        if (z->mask[2] || t + i == 0) {
+            const uint8_t *shown = mask ? mask + row * z->mask[0] + head * z->mask[1] + (t + i) * z->mask[2] : 0;
+            limits(x->limit, shown, z->mask[3], z->keys, across);
+        }
+        softmax(x->seen + i * across, x->scores + i * across, kept + 2 * i, first, z->scale, x->limit, across);
+    }
+    memset(x->scores + n * across, 0, (high - n) * across * sizeof(float));
+    memset(x->seen + n * across, 0, (high - n) * across * sizeof(bf16));
+}
+
+/* out = softmax(scale q k^T, hidden where mask is 0) v. mask may be 0, as may kept: (rows, heads, queries, 2), what backward wants.
+ * 0: done; 1: no memory. */
+int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *v, const uint8_t *mask, bf16 *out, float *kept) {
+    const long S = z->keys, D = z->width, across = padded(S);
+    int failed = 0;
+#pragma omp parallel
+    {
+        desk x;
+        tiles before;
+        if (!furnished(&x, across, D, 0)) failed = 1;
+        else {
+            enter(&before);
+#pragma omp for nowait
+            for (long at = 0; at < z->rows * z->heads; at++) {
+                const long row = at / z->heads, head = at % z->heads;
+                gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
+                turn(x.turned_keys, (const uint32_t *)x.some, across, D / 2);
+                gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
+                pair(x.values, x.some, across, D);
+                for (long t = 0; t < z->queries; t += BLOCK) {
+                    const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK;
+                    look(&x, z, q, mask, kept ? kept + 2 * (at * z->queries + t) : x.kept, 1, row, head, t, n, across);
+                    product(0, x.narrow, D, x.seen, across, x.values, D, padded(n), D, across);
+                    narrow(out + row * z->o[0] + head * z->o[1] + t * z->o[2], z->o[2], x.narrow, n, D);
+                }
+            }
+            leave(&before);
+            free(x.memory);
+        }
+    }
+    return failed;
+}
+
+/* The gradients of q, k and v, each with the strides in `to`, from that of out, with those in z->o. Each may be 0. The
+ * probabilities are computed again: it is quicker than to keep them, and long texts have room. */
+int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf16 *k, const bf16 *v, const uint8_t *mask,
+                       float *kept, const bf16 *grad, bf16 *dq, bf16 *dk, bf16 *dv) {
+    const long S = z->keys, D = z->width, across = padded(S);
+    int failed = 0;
+#pragma omp parallel
+    {
+        desk x;
+        tiles before;
+        if (!furnished(&x, across, D, 1)) failed = 1;
+        else {
+            enter(&before);
+#pragma omp for nowait
+            for (long at = 0; at < z->rows * z->heads; at++) {
+                const long row = at / z->heads, head = at % z->heads;
+                gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
+                turn(x.values, (const uint32_t *)x.some, across, D / 2);
+                gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
+                turn(x.turned_keys, (const uint32_t *)x.some, across, D / 2);
+                pair(x.keys, x.some, across, D);
+                for (long t = 0; t < z->queries; t += BLOCK) {
+                    const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK, high = padded(n);
+                    look(&x, z, q, mask, kept + 2 * (at * z->queries + t), 0, row, head, t, n, across);
+                    gather(x.given, head_of(grad, z->o, row, head) + t * z->o[2], z->o[2], n, D);
+                    product(0, x.flow, across, x.given, D, x.values, across, high, across, D);
+                    for (long i = 0; i < high; i++) {
+                        const float *own = x.scores + i * across, *flow = x.flow + i * across;
+                        vec sum = all(0);
+                        for (long j = 0; j < across; j += LANES) sum += AT(own + j) * AT(flow + j);
+                        sum = all(total(sum));
+                        for (long j = 0; j < across; j += LANES)
+                            store(x.inner + i * across + j, AT(own + j) * (AT(flow + j) - sum) * z->scale);
+                    }
+                    if (dq) {
+                        product(0, x.narrow, D, x.inner, across, x.keys, D, high, D, across);
+                        narrow(dq + row * to->q[0] + head * to->q[1] + t * to->q[2], to->q[2], x.narrow, n, D);
+                    }
+                    if (dk) {
+                        pair(x.queries, x.asked, high, D);
+                        pair(x.pairs, x.inner, high, across);
+                        turn(x.turned, x.pairs, high / 2, across);
+                        product(t > 0, x.for_k, D, (bf16 *)x.turned, high, x.queries, D, across, D, high);
+                    }
+                    if (dv) {
+                        pair(x.grads, x.given, high, D);
+                        pair(x.pairs, x.seen, high, across);
+                        turn(x.turned, x.pairs, high / 2, across);
+                        product(t > 0, x.for_v, D, (bf16 *)x.turned, high, x.grads, D, across, D, high);
+                    }
+                }
+                if (dk) narrow(dk + row * to->k[0] + head * to->k[1], to->k[2], x.for_k, S, D);
+                if (dv) narrow(dv + row * to->v[0] + head * to->v[1], to->v[2], x.for_v, S, D);
+            }
+            leave(&before);
+            free(x.memory);
+        }
+    }
+    return failed;
+}

@@ -1,0 +1,112 @@
+"""Attention in bfloat16 on a CPU by a kernel of our own.
+
+torch's own takes several times as long backward, and two products with a softmax between them (`ops/attention.py`) three times,
+as they bring heads together first, and write and read the scores six times.
+
+B rows, H heads, T queries, S keys, D width of a head.
+"""
+
+import ctypes
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+from intarsia.ops.native.compiled import library
+
+FULL = 32
+"""What heads' widths are multiples of: a row of AMX's registers."""
+_POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
+
+
+class _Shape(ctypes.Structure):
+    """As `shape` in attention.c."""
+
+    _fields_ = (
+        *((name, _LONG) for name in ("rows", "heads", "queries", "keys", "width")),
+        *((name, _LONG * 3) for name in "qkvo"),
+        ("mask", _LONG * 4),
+        ("scale", ctypes.c_float),
+    )
+
+
+@cache
+def kernels() -> ctypes.CDLL | None:
+    """The compiled attention.c; None where it cannot be compiled or run."""
+    found = library("attention")
+    return found if found is not None and found.attention_ready() else None
+
+
+def takes(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+    """Whether the kernel is there, and for these."""
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or (mask is not None and mask.dtype != torch.bool):
+        return False
+    return q.shape[-1] % FULL == 0 and q.numel() > 0 and k.numel() > 0 and kernels() is not None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q k^T) v.   q: (B, H, T, D), k, v: (B, H, S, D) bfloat16 -> (B, H, T, D), tokens' heads side by side in memory.
+
+    mask: bool, (B or 1, H or 1, T or 1, S), true where a query sees a key. A query that sees none has the mean of all.
+    MemoryError where there is no room for a head.
+    """
+    q, k, v = (_even(x) for x in (q, k, v))
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+        return _Attention.apply(q, k, v, mask, scale)  # type: ignore[no-any-return]
+    return _forward(q, k, v, mask, scale, None)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None) -> Tensor:
+    out = _heads(q, q.shape[2])
+    _run("attention_forward", ctypes.byref(_shape(q, k, v, out, mask, scale)), q, k, v, mask, out, kept)
+    return out
+
+
+class _Attention(Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+        kept = q.new_empty(*q.shape[:3], 2, dtype=torch.float32)
+        ctx.save_for_backward(q, k, v, mask, kept)
+        ctx.scale = scale
+        return _forward(q, k, v, mask, scale, kept)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
+        q, k, v, mask, kept = ctx.saved_tensors
+        grad = _even(grads[0])
+        queries, keys = q.shape[2], k.shape[2]
+        # Side by side where they can be, as the product before them wants them.
+        for_q, for_k, for_v = _heads(q, queries, 3) if queries == keys else (_heads(q, queries), *_heads(q, keys, 2))
+        shape, to = _shape(q, k, v, grad, mask, ctx.scale), _shape(for_q, for_k, for_v, grad, None, ctx.scale)
+        found = [x if need else None for x, need in zip((for_q, for_k, for_v), ctx.needs_input_grad, strict=False)]
+        _run("attention_backward", ctypes.byref(shape), ctypes.byref(to), q, k, v, mask, kept, grad, *found)
+        return *found, None, None
+
+
+def _heads(q: Tensor, positions: int, count: int = 0) -> Tensor:
+    """Room for (B, H, positions, D), tokens' heads side by side in memory; count: so many of them, side by side for each token."""
+    rows, heads, _, width = q.shape
+    if not count:
+        return q.new_empty(rows, positions, heads, width).transpose(1, 2)
+    return q.new_empty(rows, positions, count, heads, width).permute(2, 0, 3, 1, 4)
+
+
+def _even(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _shape(q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None, scale: float) -> _Shape:
+    rows, heads, queries, width = q.shape
+    keys = k.shape[2]
+    seen = (0, 0, 0, 0) if mask is None else mask.expand(rows, heads, queries, keys).stride()
+    strides = ((_LONG * 3)(*x.stride()[:3]) for x in (q, k, v, out))
+    return _Shape(rows, heads, queries, keys, width, *strides, (_LONG * 4)(*seen), scale)
+
+
+def _run(name: str, *arguments: Any) -> None:
+    pointers = [_POINTER(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
+    if getattr(kernels(), name)(*pointers):
+        raise MemoryError("there is no memory left for attention; use smaller batches")

@@ -1,0 +1,101 @@
+"""The C files of this folder, compiled by the compiler that is there for the processor that is there, and kept in the user's cache.
+
+They are not part of the package's wheel as machine code: that would have to suit every processor, and to link torch's own OpenMP,
+whose threads they share. Without a compiler there is torch, which takes longer.
+"""
+
+import ctypes
+import hashlib
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+
+log = logging.getLogger("intarsia.native")
+FLAGS = (
+    *(
+        "-O3",
+        "-march=native",
+        "-mprefer-vector-width=512",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+    ),
+    *("-fopenmp", "-fPIC", "-shared", "-w"),
+)
+LIMIT = 120.0
+"""Seconds that a compiler may take; it takes one."""
+
+
+@cache
+def library(name: str) -> ctypes.CDLL | None:
+    """The compiled `name`.c; None where there is no compiler or no OpenMP of torch's, or where it fails, which the log says."""
+    if os.name != "posix" or not hasattr(ctypes.CDLL(None), "GOMP_parallel"):
+        return None
+    if not (compiler := _compiler()):
+        log.info("no C compiler is there, so torch computes what %s.c would be quicker at; install gcc", name)
+        return None
+    source = Path(__file__).with_name(f"{name}.c")
+    kept = _folder() / f"{name}-{_key(source, compiler)}.so"
+    try:
+        return ctypes.CDLL(str(kept))
+    except OSError:
+        pass  # not there yet, or not whole
+    try:
+        return _made(source, compiler, kept)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = getattr(error, "stderr", None) or str(error)
+        log.warning("%s cannot be compiled, so torch computes it: %s", source.name, " ".join(said.split())[:200])
+        return None
+
+
+def _made(source: Path, compiler: list[str], kept: Path) -> ctypes.CDLL:
+    with tempfile.TemporaryDirectory() as folder:
+        built = Path(folder) / kept.name
+        command = [*compiler, *FLAGS, str(source), "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT)
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
+            with part.open("wb") as file:  # mapped memory of half a file would end the process
+                file.write(built.read_bytes())
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(kept)
+        except OSError as error:  # a home without room, or that cannot be written: compiled again the next time
+            log.info("%s is not kept: %s", kept, error)
+        return ctypes.CDLL(str(built))  # mapped, so its file may go
+
+
+def _compiler() -> list[str]:
+    """The compiler's command; empty where there is none."""
+    names = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [["cc"], ["gcc"], ["clang"]]
+    return next((name for name in names if name and shutil.which(name[0])), [])
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "intarsia" / "native"
+
+
+def _key(source: Path, compiler: list[str]) -> str:
+    """Of all that the machine code depends on."""
+    path = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
+    seen = hashlib.sha256(source.read_bytes())
+    for header in sorted(source.parent.glob("*.h")):
+        seen.update(header.read_bytes())
+    seen.update(repr((compiler, str(path), path.stat().st_mtime_ns, FLAGS, _processor())).encode())
+    return seen.hexdigest()[:16]
+
+
+def _processor() -> str:
+    """What the processor can do, since a home may be shared by several machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return " ".join(os.uname())
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
