@@ -66,6 +66,9 @@ def test_run_files_know_the_home_folder_and_refuse_an_empty_path(home, tmp_path)
     path.write_text("{backbone: b, method: head, data: {train: ''}, out: x}")
     with pytest.raises(ConfigError, match=r"data\.train: expected a path, got an empty one"):
         resolve(path, {})
+    path.write_text('{backbone: b, method: head, data: {train: "a\\0b.csv"}, out: x}')
+    with pytest.raises(ConfigError, match=r"data\.train: expected a path, got one with a NUL character"):
+        resolve(path, {})
 
 
 def test_a_folder_that_may_not_be_written_to_is_said_before_anything_is_answered(cli, trained, tmp_path, monkeypatch):
