@@ -12,14 +12,15 @@ import argparse
 from pathlib import Path
 
 import torch
-from datasets import DatasetDict, load_dataset
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 from intarsia import Backbone, BottleneckAdapter, Head, IntarsiaError, Task, TaskBank
+from intarsia.data import DataSpec, load_data
 
 NAME = "text_classification_adapter"
 LABELS = ("not_equivalent", "equivalent")
+Row = tuple[tuple[str, str], int]
 
 
 def main() -> None:
@@ -46,10 +47,10 @@ def main() -> None:
     print(f"scores of one forward pass: {tuple(bank(batch, tasks=NAME).shape)}")
 
     # 4. The data, in batches of 16 that are padded to their longest pair.
-    def collate(rows: list[dict]) -> tuple[dict, torch.Tensor]:
-        first, second = [row["sentence1"] for row in rows], [row["sentence2"] for row in rows]
+    def collate(rows: list[Row]) -> tuple[dict, torch.Tensor]:
+        first, second = [pair[0] for pair, _ in rows], [pair[1] for pair, _ in rows]
         batch = backbone.tokenizer(first, second, padding=True, truncation=True, max_length=128, return_tensors="pt")
-        return batch, torch.tensor([row["label"] for row in rows])
+        return batch, torch.tensor([label for _, label in rows])
 
     data = load_mrpc(args)
     train = DataLoader(data["train"], batch_size=16, shuffle=True, collate_fn=collate)
@@ -98,23 +99,26 @@ def predict(backbone: Backbone, folder: str, first: str, second: str) -> None:
     print(f"{task.head.labels[best]} ({shares[best]:.3f})")
 
 
-def load_mrpc(args: argparse.Namespace) -> DatasetDict:
-    """Splits `train` and `validation` with the columns sentence1, sentence2 and label."""
-    if args.train:
-        files = {"train": str(args.train), "validation": str(args.validation)}
-        # Quotation marks in MRPC are part of the text: 3 is csv.QUOTE_NONE.
-        data = load_dataset("csv", data_files=files, delimiter="\t", quoting=3)
+def load_mrpc(args: argparse.Namespace) -> dict[str, list[Row]]:
+    """Splits `train` and `validation`: rows of a pair and its class."""
+    columns = {"text_columns": ("sentence1", "sentence2"), "label_column": "label", "kind": "classification"}
+    if args.train:  # quotation marks in MRPC are part of the text, as in any .tsv file
+        spec = DataSpec(train=args.train, validation=args.validation, labels=("0", "1"), **columns)
     else:
-        data = load_dataset("nyu-mll/glue", "mrpc")
-    if args.rows:
-        data = DatasetDict({name: rows.select(range(min(args.rows, len(rows)))) for name, rows in data.items()})
-    return data
+        spec = DataSpec(data="hub:glue/mrpc", labels=LABELS, **columns)
+    splits = load_data(spec)
+    parts = {"train": splits.train, "validation": splits.validation}
+    return {name: list(zip(part.texts, part.labels, strict=True))[: args.rows] for name, part in parts.items()}
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backbone", default="bert-base-uncased", help="hub name, folder or embedded:minilm")
-    parser.add_argument("--train", type=Path, help="TSV; without it, MRPC comes from the hub")
+    parser.add_argument(
+        "--train",
+        type=Path,
+        help="TSV with the columns sentence1, sentence2 and label; without it, MRPC comes from the hub",
+    )
     parser.add_argument("--validation", type=Path, help="TSV that goes with --train")
     parser.add_argument("--out", type=Path, default=Path("runs/mrpc"), help="where the adapter is saved")
     parser.add_argument("--epochs", type=int, default=3)

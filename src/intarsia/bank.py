@@ -143,7 +143,7 @@ class TaskBank(Residents):
         """
         known = [self._known(name) for name in text_names(texts, tasks, batch_size)]
         tokens = Tokens(self.backbone)
-        readers = {name: RowReader(self.tasks[name], tokens) for name in dict.fromkeys(known)}
+        readers = {name: RowReader(self.tasks[name], tokens, name) for name in dict.fromkeys(known)}
         given = [text if isinstance(text, str) else list(text) for text in texts]
         parts = [parts_of(text, readers[name]) for text, name in zip(given, known, strict=True)]
         rows = [readers[name].read(part) for part, name in zip(parts, known, strict=True)]

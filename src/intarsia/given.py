@@ -83,15 +83,17 @@ def check_positions(
 def _check_ids(
     batch: Mapping[str, Tensor], backbone: Backbone, tasks: Mapping[str, Task], names: Sequence[str | None]
 ) -> None:
-    """ConfigError for tokens that the backbone does not have. Looked at on the CPU alone: a GPU would be waited for."""
-    for key in ("input_ids", "decoder_input_ids"):
+    """ConfigError for tokens, or types of them, that the backbone does not have. Looked at on the CPU alone: a GPU would be waited
+    for."""
+    for key, what in (("input_ids", "token"), ("decoder_input_ids", "token"), ("token_type_ids", "token type")):
         if (ids := batch.get(key)) is None or ids.device.type != "cpu" or not ids.numel():
             continue
-        (least, most), known = (int(one) for one in ids.aminmax()), backbone.vocabulary
+        known = backbone.vocabulary if what == "token" else backbone.token_types
+        least, most = (int(one) for one in ids.aminmax())
         # Slots are asked for only where there may be some: a batch has hundreds of tasks.
-        if known is not None and (most >= known or (least < 0 and least < -_slots(tasks, names))):
+        if known is not None and (most >= known or (least < 0 and (what != "token" or least < -_slots(tasks, names)))):
             raise ConfigError(
-                f"{key} holds token {most if most >= known else least}, and {backbone.name} has tokens 0 to {known - 1}; give "
+                f"{key} holds {what} {most if most >= known else least}, and {backbone.name} has {what}s 0 to {known - 1}; give "
                 "those of its own tokenizer"
             )
 

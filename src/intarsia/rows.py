@@ -88,12 +88,12 @@ class Tokens:
 class RowReader:
     """How texts become a row of one task."""
 
-    def __init__(self, task: Task, tokens: Tokens) -> None:
-        """DataError for a task without a head, which answers nothing."""
+    def __init__(self, task: Task, tokens: Tokens, name: str) -> None:
+        """name: what callers know the task by. DataError for a task without a head, which answers nothing."""
         if task.head is None:
-            raise DataError(f"task {task.name!r} has no head, so it answers nothing; use it with TaskBank")
+            raise DataError(f"task {name!r} has no head, so it answers nothing; use it with TaskBank")
         backbone = tokens.backbone
-        self.name, self.kind, self.tokens = task.name, task.head.kind, tokens
+        self.name, self.kind, self.tokens = name, task.head.kind, tokens
         self.columns = tuple(task.data.get("text_columns") or ("text",))
         self.longest = longest_input(task, backbone)
         text = task.data.get("template")

@@ -44,6 +44,22 @@ def test_a_batch_that_cannot_be_read_is_said(family, wrong):
             bank(batch, tasks=["mood", None])
 
 
+@pytest.mark.parametrize("family", ["bert", "roberta"])
+def test_types_of_tokens_are_those_of_the_model(family):
+    backbone = wrap(family)
+    known = backbone.config.type_vocab_size
+    bank = TaskBank(backbone, [Task.new("mood", backbone, LoRA(rank=2), Head(labels=("a", "b")))])
+    ids = torch.full((2, 5), 7)
+    bank({"input_ids": ids, "token_type_ids": torch.full_like(ids, known - 1)}, tasks="mood")
+    for wrong in (known, -1):
+        batch = {"input_ids": ids, "token_type_ids": torch.full_like(ids, wrong)}
+        for tasks in ("mood", ["mood", None]):
+            with pytest.raises(
+                ConfigError, match=f"token_type_ids holds token type {wrong}, and .* types 0 to {known - 1}"
+            ):
+                bank(batch, tasks=tasks)
+
+
 @pytest.mark.parametrize("family", ["llama", "t5"])
 def test_targets_are_words_of_the_model_or_nothing(family):
     backbone = wrap(family)

@@ -56,8 +56,11 @@ def test_pairs_and_what_does_not_fit_are_told_apart(tmp_path):
     both = bank.predict([("good film", "bad book"), "fine"], ["pair", "mood"])
     assert both[0].text == ["good film", "bad book"]
     same(both[1], bank.predict(["fine"], "mood")[0])
+    pair.save(tmp_path / "pair")
+    bank.load(tmp_path / "pair", name="couple")
     for texts, names, error, words in (
-        (["good"], ["pair"], DataError, "takes 2 text"),
+        (["good"], ["couple"], DataError, "task 'couple' takes 2 text"),
+        (["good"], ["pair"], DataError, "task 'pair' takes 2 text"),
         (["good", "bad"], ["mood"], ConfigError, "2 names"),
         (["good"], [None], ConfigError, "names of tasks"),
         ([" "], ["mood"], DataError, "empty"),

@@ -52,7 +52,10 @@ def test_evaluate_prints_a_table_or_one_json_object(cli, trained, files):
     table = cli("evaluate", trained, "--data", files["test"])
     assert table.status == 0, table.err
     assert "accuracy" in table.out
+    assert f"file      {files['test']}" in table.out
+    assert "split" not in table.out
     (found,) = cli("evaluate", trained, "--data", files["test"], "--json").lines()
+    assert found["split"] == str(files["test"])
     assert found["rows"] == 32
     assert 0 <= found["metrics"]["accuracy"] <= 1
     assert f"{found['metrics']['accuracy']:.4f}" in table.out

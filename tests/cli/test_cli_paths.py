@@ -1,10 +1,12 @@
 """Paths as people write them: `~` is the home folder, and an empty path is a mistake."""
 
 import json
+import os
 
 import pytest
 
 from cli.refusal import refused
+from intarsia.cli.output import written_whole
 from intarsia.errors import ConfigError
 from intarsia.workflow.compare import settings as comparing
 from intarsia.workflow.settings import resolve, resolve_pack
@@ -66,6 +68,9 @@ def test_run_files_know_the_home_folder_and_refuse_an_empty_path(home, tmp_path)
     path.write_text("{backbone: b, method: head, data: {train: ''}, out: x}")
     with pytest.raises(ConfigError, match=r"data\.train: expected a path, got an empty one"):
         resolve(path, {})
+    path.write_text('{backbone: b, method: head, data: {train: "a\\0b.csv"}, out: x}')
+    with pytest.raises(ConfigError, match=r"data\.train: expected a path, got one with a NUL character"):
+        resolve(path, {})
 
 
 def test_a_folder_that_may_not_be_written_to_is_said_before_anything_is_answered(cli, trained, tmp_path, monkeypatch):
@@ -73,3 +78,20 @@ def test_a_folder_that_may_not_be_written_to_is_said_before_anything_is_answered
     monkeypatch.setattr("os.access", lambda path, mode: False)
     monkeypatch.setattr("intarsia.backbone.Backbone.load", lambda *given, **named: pytest.fail("the model was loaded"))
     refused(cli, tmp_path, ["predict", trained, "--text", "a", "--out", tmp_path / "out.jsonl"], "cannot write to")
+
+
+def test_a_pipe_or_a_link_to_write_to_stays_what_it_is(tmp_path):
+    pipe, link, target = tmp_path / "pipe", tmp_path / "link", tmp_path / "target"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    link.symlink_to(target)
+    target.write_text("before")
+    for path in (pipe, link):
+        with written_whole(path) as file:
+            file.write("answers")
+    assert os.read(reader, 100) == b"answers"
+    os.close(reader)
+    assert pipe.is_fifo()
+    assert link.is_symlink()
+    assert target.read_text() == "answers"
+    assert {path.name for path in tmp_path.iterdir()} == {"pipe", "link", "target"}

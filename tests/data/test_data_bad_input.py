@@ -50,6 +50,8 @@ FILES = {
     "JSON nesting bomb": ("a.jsonl", '{"text": ' + "[" * 1_000_000 + "]" * 1_000_000 + "}", {}, "line 1: JSON nested too deeply"),
     "JSON integer of 5,000 digits": ("a.jsonl", '{"text": "x", "label": ' + "1" * 5000 + "}", {}, "line 1: not valid JSON"),
     "half a surrogate pair": ("a.jsonl", '{"text": "\\ud800", "label": 1}\n{"text": "x", "label": 2}', {}, "half a surrogate pair"),
+    "half a surrogate pair in a label": ("a.jsonl", '{"text": "w", "label": "\\ud800"}\n{"text": "x", "label": "b"}', {}, "a.jsonl: column 'label' holds half a surrogate pair"),
+    "half a surrogate pair for a column": ("a.jsonl", '{"\\ud800": "w", "label": 1}\n', {}, "the name of a column holds half a surrogate pair"),
     "not Parquet": ("a.parquet", GOOD, {}, "not a readable Parquet file"),
     "empty text": ("a.csv", GOOD + ",a\n  ,b\n", {}, "a.csv, line 6: empty text in column 'text'; fill it or drop the row; 2 such rows of 6"),
     "text missing in JSON": ("a.jsonl", jsonl({"text": "x", "label": 1}, {"label": 2}), {}, "line 2: empty text"),

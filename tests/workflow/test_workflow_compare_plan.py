@@ -119,6 +119,8 @@ def test_settings_survive_the_ledger():
     [
         ({"metods": ["lora"]}, "unknown key 'metods'; did you mean 'methods'?"),
         ({"methods": ["lorra"]}, "did you mean 'lora'?"),
+        ({"methods": ["lora", ["head", None]]}, "methods: Input should be a valid dictionary"),
+        ({"threads": 10**11}, "threads: Input should be less than or equal to 4096"),
         ({"methods": {"lora": {"size": [4]}}}, "unknown key 'methods.lora.size'"),
         ({"methods": {"lora": {"sizes": [0]}}}, "methods.lora.sizes"),
         ({"methods": {"lora": {"learning_rates": []}}}, "methods.lora.learning_rates"),

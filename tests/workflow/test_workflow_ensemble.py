@@ -172,6 +172,16 @@ def test_tasks_that_cannot_vote_are_refused(folders, files, tmp_path):
         predict([folders[0], tmp_path / "pairs"], ["good"], combine="mean")
 
 
+@pytest.mark.parametrize("kind", ["token-classification", "multi-label", "regression"])
+def test_tasks_of_other_kinds_cannot_vote_and_are_called_by_their_kind(backbone, tmp_path, kind):
+    labels = () if kind == "regression" else ("bad", "good")
+    loaded = Backbone.load(str(backbone), dtype="float32")
+    task = Task.new("one", loaded, PromptTuning(length=2), Head(kind=kind, labels=labels))
+    task.save(tmp_path / "one")
+    with pytest.raises(ConfigError, match=f"only tasks with one label a row can vote, .*; got {kind}$"):
+        predict([tmp_path / "one", tmp_path / "one"], ["good"], combine="mean", backbone=loaded)
+
+
 def test_a_vote_on_a_long_text_has_room_for_every_prompt(folders):
     # With the shortest prompt's room the longest one's rows would end behind the backbone's positions.
     text = "good film " * 40

@@ -151,7 +151,17 @@ def test_numbers_of_numpy_are_numbers():
         from_tree({"backbone": "b", "data": "d", "method": "head", "train": {"epochs": np.float64(1.5)}, "out": "o"})
 
 
-@pytest.mark.parametrize("key", ["train.seed", "data.split_seed", "generation.beams", "threads"])
-def test_true_is_no_number(key):
-    with pytest.raises(ConfigError, match=f"{key}: .* valid integer, got True"):
-        resolve(None, {"backbone": "b", "data.data": "embedded:x", "method.name": "lora", "out": "o"}, [f"{key}=true"])
+NO_NUMBERS = {
+    "valid integer": ("train.seed", "data.split_seed", "generation.beams", "threads"),
+    "valid number": ("generation.temperature", "generation.top_p", "data.validation_fraction", "head.dropout"),
+    "expected a number": ("method lora: rank", "method lora: alpha"),
+}
+
+
+@pytest.mark.parametrize(("wanted", "key"), [(wanted, key) for wanted, keys in NO_NUMBERS.items() for key in keys])
+def test_true_is_no_number(wanted, key):
+    given = key.replace(" lora: ", ".")
+    with pytest.raises(ConfigError, match=f"{key}: .*{wanted}, got True"):
+        resolve(
+            None, {"backbone": "b", "data.data": "embedded:x", "method.name": "lora", "out": "o"}, [f"{given}=true"]
+        )

@@ -124,6 +124,12 @@ class Facts:
         """Whether tokens can be told to stand after virtual positions: by position ids, or by T5's relative bias."""
         return self.counts_positions or "relative_attention_num_buckets" in self.config.to_dict()
 
+    @cached_property
+    def token_types(self) -> int | None:
+        """How many token types its table has; None without one."""
+        tables = (own for path, own in self.base.named_modules() if path.endswith("token_type_embeddings"))
+        return next((own.num_embeddings for own in tables if isinstance(own, nn.Embedding)), None)
+
     @property
     def vocabulary(self) -> int | None:
         """How many tokens its table has; None where that is not known."""

@@ -56,7 +56,10 @@ def evaluate(
     if as_json:
         print_json(asdict(result))
         return
-    rows = [["task", result.task], ["split", result.split], ["rows", number(result.rows)]]
+    from intarsia.data.spec import SPLITS
+
+    where = "split" if result.split in SPLITS else "file"
+    rows = [["task", result.task], [where, result.split], ["rows", number(result.rows)]]
     print_table(["", ""], rows + [[name, number(value)] for name, value in result.metrics.items()])
     if result.members:
         print()

@@ -60,10 +60,16 @@ def escape_what_stdout_lacks() -> None:
 
 @contextmanager
 def written_whole(path: Path | None) -> Iterator[TextIO]:
-    """A text stream to `path` that appears there, complete, only when the block ends well; stdout where path is None."""
+    """A text stream to `path` that appears there, complete, only when the block ends well; stdout where path is None.
+    A pipe or device is written to as it is: a rename would put a file in the place of /dev/null. So would it of a link."""
     if path is None:
         yield sys.stdout
         return
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
+            yield file
+        return
+    path = path.resolve()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:

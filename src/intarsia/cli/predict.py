@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from intarsia.cli import options
-from intarsia.cli.output import written_whole
+from intarsia.cli.output import Interrupted, written_whole
 from intarsia.errors import ConfigError
 
 
@@ -35,7 +35,7 @@ def predict(
         typer.Option("--text", help="A text; may be given many times. Of a task on pairs, two of them make one row."),
     ] = None,
     data: options.Data = None,
-    split: options.Split = "test",
+    split: Annotated[str | None, typer.Option(help="train, validation or test.  [default: test]")] = None,
     combine: options.Combine = None,
     tasks: Annotated[
         Path | None,
@@ -53,7 +53,9 @@ def predict(
     backbone: options.OtherBackbone = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
-    batch_size: options.BatchSize = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Rows per batch.  [default: 32; with --tasks what fits]")
+    ] = None,
     beams: options.Beams = None,
     max_new_tokens: options.MaxNewTokens = None,
     length_penalty: options.LengthPenalty = None,
@@ -74,12 +76,12 @@ def predict(
         top_p=top_p,
     )
     if tasks is not None:
-        if unused := [*given, *options.generation(combine=combine, text_columns=text_columns)]:
+        if unused := [*given, *options.generation(combine=combine, text_columns=text_columns, split=split)]:
             name = unused[0].replace("_", "-")
             raise ConfigError(
-                f"--{name} is for TASK_DIR; with --tasks each task answers as it was trained to: leave it out"
+                f"--{name} is for TASK_DIR; with --tasks each task answers the rows of a file as it was trained to: leave it out"
             )
-        _many(tasks, task_dirs, text, data, out, backbone=backbone, dtype=dtype, device=device)
+        _many(tasks, task_dirs, text, data, out, backbone=backbone, dtype=dtype, device=device, batch_size=batch_size)
         return
     if not task_dirs:
         raise ConfigError("predict needs a task folder, or --tasks with a folder of task folders")
@@ -89,10 +91,10 @@ def predict(
         task_dirs,
         _rows(text, task_dirs[0]) if text else None,
         data,
-        split,
+        split or "test",
         combine=combine,
         text_columns=options.names(text_columns),
-        batch_size=batch_size,
+        batch_size=batch_size or 32,
         generation=given,
         backbone=backbone,
         dtype=dtype,
@@ -113,7 +115,12 @@ def _many(
         )
     from intarsia.serving.bulk import predict_folder
 
-    ended = predict_folder(tasks, options.path(data), out, **where)
+    try:
+        ended = predict_folder(tasks, options.path(data), out, **where)
+    except KeyboardInterrupt as error:
+        if out is None or not out.exists():
+            raise
+        raise Interrupted(f"stopped; the same command goes on behind the answers in {out}") from error
     if ended.left_out:
         said = "; ".join(f"{task} ({why})" for task, why in ended.left_out.items())
         print(f"left out: {said}", file=sys.stderr)

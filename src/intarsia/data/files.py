@@ -174,7 +174,20 @@ def _jsonl(text: str, name: str) -> Table:
         rows.append(row)
         numbers.append(number)
     keys = dict.fromkeys(key for row in rows for key in row)
+    if not all(map(encodes, keys)):
+        raise DataError(f"{name}: the name of a column holds half a surrogate pair, which is no text")
     return Table(name, {key: [row.get(key) for row in rows] for key in keys}, numbers)
+
+
+def encodes(text: str) -> bool:
+    """Whether it is text: JSON can spell half a surrogate pair, "\\ud800"."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _parquet(raw: bytes, name: str) -> Table:

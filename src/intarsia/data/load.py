@@ -9,7 +9,7 @@ from typing import Any
 
 from intarsia.data.columns import choose_label_column, choose_text_columns
 from intarsia.data.embedded import load_embedded
-from intarsia.data.files import Table, read_table
+from intarsia.data.files import Table, encodes, read_table
 from intarsia.data.hub import load_hub
 from intarsia.data.labels import LISTED, guess_kind, is_missing, label_names, read_labels, to_numbers
 from intarsia.data.spec import SPLITS, DataSpec, Rows, Splits
@@ -138,7 +138,10 @@ def _names(
     if split == "train" and len(set(seen)) < (1 if kind == "multi-label" else 2):
         only = f"one label, {seen[0]!r}" if seen else "no label at all"
         raise DataError(f"{tables[split].source}: column {column!r} holds {only}; there is nothing to learn")
-    return tables[split].class_names.get(column) or label_names(seen)
+    names = tables[split].class_names.get(column) or label_names(seen)
+    if not all(map(encodes, names)):
+        raise DataError(f"{tables[split].source}: column {column!r} holds half a surrogate pair, which is no text")
+    return names
 
 
 def _words(

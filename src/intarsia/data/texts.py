@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from intarsia.data.columns import require_column
-from intarsia.data.files import Table
+from intarsia.data.files import Table, encodes
 from intarsia.errors import DataError
 
 
@@ -37,7 +37,7 @@ def read_targets(table: Table, column: str) -> list[list[str]]:
             )
     if empty := [i for i, row in enumerate(values) if not row or any(not one or one.isspace() for one in row)]:
         raise table.bad_rows(empty, f"no text to generate in column {column!r}; fill it or drop the row")
-    if broken := [i for i, row in enumerate(values) if not all(map(_encodes, row))]:
+    if broken := [i for i, row in enumerate(values) if not all(map(encodes, row))]:
         raise table.bad_rows(broken, f"column {column!r} holds half a surrogate pair, which is no text")
     return values
 
@@ -50,7 +50,7 @@ def _check_strings(table: Table, name: str, column: list[Any]) -> None:
             )
     if empty := [i for i, value in enumerate(column) if not value or value.isspace()]:
         raise table.bad_rows(empty, f"empty text in column {name!r}; fill it or drop the row")
-    if broken := [i for i, value in enumerate(column) if not _encodes(value)]:
+    if broken := [i for i, value in enumerate(column) if not encodes(value)]:
         raise table.bad_rows(broken, f"column {name!r} holds half a surrogate pair, which is no text")
 
 
@@ -60,18 +60,8 @@ def _check_words(table: Table, name: str, column: list[Any]) -> None:
             raise DataError(f"{table.where(i)}: column {name!r} must be a list of words in every row")
     if empty := [i for i, row in enumerate(column) if not row or any(not word or word.isspace() for word in row)]:
         raise table.bad_rows(empty, f"no words, or an empty word, in column {name!r}; fill it or drop the row")
-    if broken := [i for i, row in enumerate(column) if not all(map(_encodes, row))]:
+    if broken := [i for i, row in enumerate(column) if not all(map(encodes, row))]:
         raise table.bad_rows(broken, f"column {name!r} holds half a surrogate pair, which is no text")
-
-
-def _encodes(text: str) -> bool:
-    if text.isascii():
-        return True
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # JSON can spell "\ud800"
-        return False
-    return True
 
 
 def _name(value: Any) -> str:

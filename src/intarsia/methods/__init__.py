@@ -58,11 +58,15 @@ def method_from_dict(values: Mapping[str, Any]) -> Method:
             f"method {name} has no field {unknown[0]!r}; its fields: {', '.join(known) or 'none'}{nearest(str(unknown[0]), known)}"
         )
     try:
-        return _checker(cls).validate_python(given)
+        made = _checker(cls).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"][:1])
         raise ConfigError(f"method {name}: {where}: {first['msg']}, got {first['input']!r}") from None
+    for key, value in given.items():  # true is no number, whatever Python says
+        if isinstance(value, bool) and not isinstance(getattr(made, key), bool):
+            raise ConfigError(f"method {name}: {key}: expected a number, got {value!r}")
+    return made
 
 
 @cache

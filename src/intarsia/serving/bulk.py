@@ -57,13 +57,20 @@ class Counted:
 
 
 def predict_folder(
-    tasks: Path, data: Path, out: Path | None, *, backbone: str | None = None, dtype: str = "auto", device: str = "auto"
+    tasks: Path,
+    data: Path,
+    out: Path | None,
+    *,
+    backbone: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    batch_size: int | None = None,
 ) -> Counted:
     """Answers every row of `data` with the task named in its column `task`, or with all tasks of the folder where there is no
     such column. out: a .jsonl file that grows, and is gone on with where it exists; None: standard output.
 
     backbone: None: the one that the tasks name. Where the rows name no tasks, those are left out that are of another backbone, or
-    read a column that is not there.
+    read a column that is not there. batch_size: most rows of a pass, and texts that are written at once; None: what fits.
     DataError, TaskError and ConfigError for what cannot be answered at all; a row that fails has its error in its line.
     """
     folders = _folders(tasks)
@@ -81,7 +88,8 @@ def predict_folder(
     left_out: dict[str, str] = {}
     if loaded.fingerprint in prints.values():  # else the first task says what it was trained on
         left_out = {one: "of another backbone" for one in wanted if prints[one] != loaded.fingerprint}
-    engine = Engine(loaded, limits=Limits(seconds=HOURS, wait_ms=0.5))
+    most = {} if batch_size is None else {"batch_rows": batch_size, "decode_rows": batch_size}
+    engine = Engine(loaded, limits=Limits(seconds=HOURS, wait_ms=0.5, **most))
     engine.start()
     try:
         cards = {one: engine.put(one, folders[one]) for one in wanted if one not in left_out}

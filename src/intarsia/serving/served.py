@@ -51,7 +51,7 @@ class ServedTasks:
             current = self._current.get(name)
             if current is None or current.task.version != task.version:
                 try:
-                    version = Version(name, task, RowReader(task, self._tokens))
+                    version = Version(name, task, RowReader(task, self._tokens, name))
                 except IntarsiaError as error:
                     raise TaskError(f"{folder}: {error}") from None
                 self._on_thread(lambda: self._swap(version))

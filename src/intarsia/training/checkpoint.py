@@ -26,6 +26,11 @@ from intarsia.errors import DiskError, TrainingError
 FILE = "checkpoint.safetensors"
 FULL = {errno.ENOSPC, errno.EDQUOT}
 """The errors of a full disk, or of a spent quota."""
+_CURES = {
+    **dict.fromkeys(FULL, "free some space"),
+    errno.ENOENT: "bring the folder back",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+}
 _FORMAT = "intarsia checkpoint 1"
 
 
@@ -112,10 +117,8 @@ def disk_errors(
     try:
         yield
     except OSError as error:
-        full = error.errno in FULL
-        why = "the disk is full" if full else (error.strerror or str(error))
-        gone = error.errno == errno.ENOENT
-        cure = "free some space" if full else "bring the folder back" if gone else "make the folder writable"
+        why = "the disk is full" if error.errno in FULL else (error.strerror or str(error))
+        cure = _CURES.get(error.errno or 0, "make the folder writable")
         raise DiskError(
             f"cannot write {what} to {folder}: {why}; {kept or _kept(folder)}; {cure}, then {again}"
         ) from error

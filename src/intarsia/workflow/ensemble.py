@@ -50,9 +50,8 @@ def check(tasks: Sequence[Task], combine: str) -> None:
         raise ConfigError(f"combine must be one of {', '.join(VOTES)}, got {combine!r}")
     first, head = tasks[0], head_of(tasks[0])
     if head.kind not in ("classification", "generation") or (head.kind == "generation" and not head.labels):
-        raise ConfigError(
-            f"only tasks with labels can vote, classification or text-to-text; got {head.kind} without labels"
-        )
+        what = "generation of free text" if head.kind == "generation" else head.kind
+        raise ConfigError(f"only tasks with one label a row can vote, classification or text-to-text; got {what}")
     if head.kind == "generation" and combine == "mean":
         raise ConfigError("generated labels have no probabilities to take a mean of; give --combine majority")
     for index, task in enumerate(tasks[1:], 2):

@@ -95,6 +95,8 @@ def given_path(value: Any) -> Any:
         return value
     if not str(value).strip():
         raise ValueError("expected a path, got an empty one")
+    if "\0" in str(value):
+        raise ValueError("expected a path, got one with a NUL character")
     try:
         return Path(value).expanduser()
     except RuntimeError as error:

@@ -41,6 +41,7 @@ class Evaluation:
 
     task: str
     split: str
+    """Or the file."""
     rows: int
     metrics: dict[str, float]
     members: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -92,7 +93,8 @@ def evaluate(
     else:
         spec = spec_of(task, data, columns_of(task, text_columns), label_column or task.data.get("label_column"))
     splits = load_data(spec)
-    rows = splits.split("test" if spec.data is None and not isinstance(data, DataSpec) else split)
+    file = None if isinstance(data, DataSpec) else spec.test
+    rows = splits.split(split if file is None else "test")
     if rows.labels is None:
         raise DataError(f"the {split} split has no labels to compare with; choose another --split, or use predict")
     source = source_of(rows, ensemble.reader(tasks, backbone), backbone, batch_size)
@@ -102,7 +104,9 @@ def evaluate(
         else:
             metrics, members = ensemble.metrics(tasks, source, *_vote(bank, tasks, source, combine, writing), writing)
     name = " + ".join(task.name for task in tasks)
-    return Evaluation(task=name, split=split, rows=len(rows), metrics=metrics, members=members)
+    return Evaluation(
+        task=name, split=split if file is None else str(file), rows=len(rows), metrics=metrics, members=members
+    )
 
 
 @own_modes()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, StrictInt, field_validator
+from pydantic import BaseModel, BeforeValidator, Field, StrictFloat, StrictInt, field_validator
 
 from intarsia.data import DataSpec
 from intarsia.errors import ConfigError
@@ -32,7 +32,7 @@ class DataSettings(BaseModel, extra="forbid", frozen=True):
     text_to_text: bool = False
     label_words: dict[str, str] | None = None
     split_seed: StrictInt = 0
-    validation_fraction: float = Field(default=0.1, gt=0, lt=1)
+    validation_fraction: StrictFloat = Field(default=0.1, gt=0, lt=1)
 
     @field_validator("text_columns", mode="before")
     @classmethod
@@ -48,7 +48,7 @@ class HeadSettings(BaseModel, extra="forbid", frozen=True):
     """The trained layer over the pooled states, or how the language model answers. Kind and labels come from the data."""
 
     pooling: Literal["auto", "cls", "mean", "last", "pooler"] = "auto"
-    dropout: float = Field(default=0.1, ge=0, lt=1)
+    dropout: StrictFloat = Field(default=0.1, ge=0, lt=1)
     verbaliser: tuple[str, ...] | dict[str, str] | None = None
     loss: Literal["token", "sentence"] = "token"
 
@@ -71,11 +71,11 @@ class GenerationSettings(BaseModel, extra="forbid", frozen=True):
     max_new_tokens: StrictInt | None = None
     """None: 64, or what the longest legal output of a text-to-text task needs."""
     beams: StrictInt = _DECODING.beams
-    length_penalty: float = _DECODING.length_penalty
+    length_penalty: StrictFloat = _DECODING.length_penalty
     sample: bool = _DECODING.sample
-    temperature: float = _DECODING.temperature
+    temperature: StrictFloat = _DECODING.temperature
     top_k: StrictInt = _DECODING.top_k
-    top_p: float = _DECODING.top_p
+    top_p: StrictFloat = _DECODING.top_p
     seed: StrictInt = _DECODING.seed
     static_cache: bool = _DECODING.static_cache
     lowercase: bool = _COMPARING.lowercase
@@ -96,7 +96,7 @@ class RunSettings(BaseModel, extra="forbid", frozen=True):
     dtype: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = "auto"
     device: str = "auto"
     log: Literal["tensorboard", "wandb", "trackio"] | None = None
-    threads: int | None = Field(default=None, ge=1, strict=True)
+    threads: int | None = Field(default=None, ge=1, le=4096, strict=True)
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

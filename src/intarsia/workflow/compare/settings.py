@@ -63,7 +63,7 @@ def _grids(value: Any) -> Any:
     """`a,b`, a list or a mapping of methods, as the mapping."""
     if isinstance(value, str):
         value = [part.strip() for part in value.split(",")]
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and all(isinstance(name, str) for name in value):
         value = {name: {} for name in value}
     return {name: grid or {} for name, grid in value.items()} if isinstance(value, Mapping) else value
 
