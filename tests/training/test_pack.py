@@ -109,6 +109,14 @@ def test_a_run_whose_time_is_over_between_two_evaluations_is_evaluated_where_it_
     assert sorted(values) == [("a", 5), ("a", 10), ("a", 15), ("b", 5), ("b", 7)]
 
 
+def test_a_run_whose_time_is_over_before_its_first_step_takes_one(tmp_path):
+    """There is nothing to keep of none."""
+    bank, entries = members(tmp_path, {"a": {"seed": 1}, "b": {"seed": 2}})
+    results = fit_pack(bank, entries, prune=lambda name, _step, _value: name == "a")
+    assert (results["a"].stopped, results["a"].steps) == ("pruned", 1)
+    assert (results["b"].stopped, results["b"].steps) == ("finished", 15)
+
+
 def test_ctrl_c_saves_all_and_a_resumed_pack_ends_with_the_same_bits(tmp_path):
     bank, entries = members(tmp_path / "whole")
     fit_pack(bank, entries)
