@@ -22,18 +22,29 @@ def test_a_logger_that_is_not_installed_says_how_to_get_it(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
-def test_hosted_loggers_get_numbers_by_step(tmp_path, monkeypatch, name):
+def test_hosted_loggers_get_numbers_by_step_each_its_own_runs(tmp_path, monkeypatch, name):
     calls = []
-    fake = SimpleNamespace(
-        init=lambda **options: calls.append(("init", options["project"], options["name"], options["config"])),
-        log=lambda values, step: calls.append(("log", values, step)),
-        finish=lambda: calls.append(("finish",)),
-    )
-    monkeypatch.setitem(sys.modules, name, fake)
-    logger = open_logger(name, tmp_path / "run", {"seed": 1})
-    logger.log(10, {"loss": 0.5})
-    logger.close()
-    assert calls == [("init", "intarsia", "run", {"seed": 1}), ("log", {"loss": 0.5}, 10), ("finish",)]
+
+    def init(*, project, name, config, **_options):
+        calls.append(("init", project, name, config))
+        return SimpleNamespace(
+            log=lambda values, step: calls.append((name, values, step)), finish=lambda: calls.append((name, "finish"))
+        )
+
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(init=init))
+    one, two = (open_logger(name, tmp_path / out, {"seed": 1}) for out in ("one", "two"))
+    one.log(10, {"loss": 0.5})  # two are open at once in a pack
+    two.log(20, {"loss": 0.4})
+    one.close()
+    two.close()
+    assert calls == [
+        ("init", "intarsia", "one", {"seed": 1}),
+        ("init", "intarsia", "two", {"seed": 1}),
+        ("one", {"loss": 0.5}, 10),
+        ("two", {"loss": 0.4}, 20),
+        ("one", "finish"),
+        ("two", "finish"),
+    ]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard is not installed")

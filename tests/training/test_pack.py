@@ -1,6 +1,7 @@
 """Many runs over one backbone: each ends as it would alone."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from train_standins import TinyBank, TinySource, lines, new, same_bits, settings
 
 from intarsia.errors import TrainingError
 from intarsia.training import Entry, Failed, fit, fit_pack
+from intarsia.training.checkpoint import read_checkpoint
 
 RUNS = {
     "a": {"seed": 1},
@@ -107,12 +109,18 @@ def test_a_run_whose_time_is_over_between_two_evaluations_is_evaluated_where_it_
     assert sorted(values) == [("a", 5), ("a", 10), ("a", 15), ("b", 5), ("b", 7)]
 
 
+def test_a_run_whose_time_is_over_before_its_first_step_takes_one(tmp_path):
+    """There is nothing to keep of none."""
+    bank, entries = members(tmp_path, {"a": {"seed": 1}, "b": {"seed": 2}})
+    results = fit_pack(bank, entries, prune=lambda name, _step, _value: name == "a")
+    assert (results["a"].stopped, results["a"].steps) == ("pruned", 1)
+    assert (results["b"].stopped, results["b"].steps) == ("finished", 15)
+
+
 def test_ctrl_c_saves_all_and_a_resumed_pack_ends_with_the_same_bits(tmp_path):
     bank, entries = members(tmp_path / "whole")
     fit_pack(bank, entries)
     whole = {entry.task.name: entry.task.tensors() for entry in entries}
-
-    import signal
 
     steps = 0
 
@@ -133,6 +141,37 @@ def test_ctrl_c_saves_all_and_a_resumed_pack_ends_with_the_same_bits(tmp_path):
     for entry in entries:
         assert same_bits(whole[entry.task.name], entry.task.tensors())
         assert lines(tmp_path / "whole" / entry.task.name) == lines(entry.out)
+
+
+class Interrupting(TinySource):
+    """Ctrl-C comes while the batch of this step is read."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def load(self, key):
+        self.step -= 1
+        if self.step == 0:
+            signal.raise_signal(signal.SIGINT)
+        return super().load(key)
+
+
+@pytest.mark.parametrize("epochs", [3, 100], ids=["its loss was read", "its loss waits to be read"])
+def test_ctrl_c_saves_the_others_beside_a_run_that_has_just_diverged(epochs, tmp_path):
+    own = {"epochs": epochs, "checkpoint_every": 1}
+    bank, entries = members(tmp_path, {"a": own, "wild": {**own, "learning_rate": 1e30}, "b": own})
+    fields = {f: getattr(entries[0], f) for f in Entry.__slots__}
+    entries[0] = Entry(**fields | {"train": Interrupting(step=2)})
+    said = []
+    entries[1].report.say = said.append
+    with pytest.raises(KeyboardInterrupt, match=r"stopped: a at step 2 of \d+, b at step 2 of \d+; go on"):
+        fit_pack(bank, entries)
+    assert [line for line in said if "at step 2 of" in line]
+    for name, step in (("a", 2), ("wild", 1), ("b", 2)):
+        checkpoint = read_checkpoint(tmp_path / name)
+        assert checkpoint.facts["state"]["step"] == step
+        assert all(x.isfinite().all() for x in checkpoint.group("task").values()), name
 
 
 def test_runs_that_have_ended_are_not_trained_again(tmp_path):

@@ -1,10 +1,11 @@
 import io
 import re
 
+import pytest
 from train_standins import TinySource, new, settings, validation
 
 from intarsia.training import LiveReporter, PlainReporter, SilentReporter, fit, open_reporter
-from intarsia.training.progress import ticking
+from intarsia.training.progress import open_pack_reporter, ticking
 
 
 class Terminal(io.StringIO):
@@ -51,6 +52,15 @@ def test_the_bar_shows_loss_metric_and_speed(tmp_path):
     text = stream.getvalue()
     assert "[with brackets]" in text
     assert all(part in text for part in ("15/15", "loss 0.", "accuracy 0.", "tok/s", "validation: "))
+
+
+@pytest.mark.parametrize("name", ["lora[r8]", "[/b]"])
+def test_a_runs_name_is_shown_as_it_is(name):
+    stream = Terminal()
+    report = open_pack_reporter(stream).member(name)
+    report.start(3, 0)
+    report.stop()
+    assert name in stream.getvalue()
 
 
 def test_times_and_numbers_are_short():

@@ -90,3 +90,10 @@ def test_the_layers_below_run_once_for_all_runs_and_epochs(tmp_path):
 def test_nothing_is_kept_where_it_cannot_pay(method, changes, tmp_path):
     bank, entries = pack(backbone_of("bert"), [method], [MEAN], tmp_path, **changes)
     assert Trunks().of(members_of(bank, entries)[0]) is as_it_is
+
+
+def test_a_resumed_run_reads_what_it_read_before_however_few_steps_are_left(tmp_path):
+    """States computed in another shape may differ in their last bits, and with them the run's end."""
+    member = members_of(*pack(backbone_of("bert"), [ABOVE], [MEAN], tmp_path, reuse_gib=1.0))[0]
+    member.state.step = member.total - 1
+    assert Trunks().of(member) is not as_it_is

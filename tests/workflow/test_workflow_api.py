@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -150,6 +151,14 @@ def test_a_packs_run_says_what_it_has_otherwise_key_by_key_as_in_a_run_file(back
     file = tmp_path / "pack.yaml"
     file.write_text(json.dumps({**shared, "backbone": str(backbone), "out": str(tmp_path), "runs": runs}))
     assert [one.train.model_dump(mode="json") for one in resolve_pack(file, {})] == [run["train"] for run in of]
+
+
+def test_a_logger_that_is_not_installed_ends_its_own_run_only(backbone, files, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    runs = [{"out": tmp_path / "a", "log": "wandb"}, {"out": tmp_path / "b"}]
+    failed, trained = intarsia.train_pack(runs, backbone=backbone, train=files["train"], max_steps=2)
+    assert "pip install wandb" in failed.message
+    assert (trained.folder / "task.safetensors").is_file()
 
 
 def test_scoring_the_test_split_needs_one(backbone, files, tmp_path):

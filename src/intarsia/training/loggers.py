@@ -44,23 +44,26 @@ class TensorBoard:
 
 
 class _Hosted:
-    """wandb, and trackio, which has the same interface. Where they send things is for their own settings to say."""
+    """wandb, and trackio, which has the same interface. Where they send things is for their own settings to say.
+
+    Told to the run itself: what the module is told goes to its latest run, and the runs of a pack are open at once.
+    """
 
     def __init__(self, module: Any, out: Path, config: dict[str, Any], **options: Any) -> None:
-        self._module = module
-        module.init(project="intarsia", name=out.resolve().name, config=config, **options)
+        self._run = module.init(project="intarsia", name=out.resolve().name, config=config, **options)
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        self._module.log(values, step=step)
+        self._run.log(values, step=step)
 
     def close(self) -> None:
-        self._module.finish()
+        self._run.finish()
 
 
 def _wandb(out: Path, config: dict[str, Any]) -> Logger:
     import wandb  # pyright: ignore[reportMissingImports]
 
-    return _Hosted(wandb, out, config, dir=str(out))
+    # By default a second run ends the first, or is the first.
+    return _Hosted(wandb, out, config, dir=str(out), reinit="create_new")
 
 
 def _trackio(out: Path, config: dict[str, Any]) -> Logger:

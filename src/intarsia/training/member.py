@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Prune = Callable[[str, int, float | None], bool]
 """(name of the task, step, value of its validation metric) -> whether the run ends here. Asked after each evaluation, and with None
-between two steps, for who has no more time; a run that ends so is evaluated once more."""
+between two of its steps, for who has no more time; a run that ends so is evaluated once more."""
 
 
 class Member:
@@ -98,6 +98,7 @@ class Member:
         due = self.evaluation_due()
         if (
             not due
+            and state.step > 0  # a run of no step has nothing to keep
             and self.validation is not None
             and self.prune is not None
             and self.prune(self.name, state.step, None)

@@ -77,14 +77,7 @@ def train(
                 for stepper in steppers:
                     _step(stepper)
     except Stopped:
-        for member in active:
-            member.read_losses()
-            save(member)
-        where = ", ".join(f"{m.name} at step {m.state.step} of {m.total}" for m in active)
-        alone = (
-            f"stopped at step {active[0].state.step} of {active[0].total}" if len(members) == 1 else f"stopped: {where}"
-        )
-        raise KeyboardInterrupt(f"{alone}; go on with --resume") from None
+        raise KeyboardInterrupt(_all_saved(active, alone=len(members) == 1)) from None
     finally:
         for stepper in steppers:
             stepper.close()
@@ -93,6 +86,27 @@ def train(
             member.task.eval()
             member.bank.backbone.train_mode(False)
     return results
+
+
+def _all_saved(members: Sequence[Member], *, alone: bool) -> str:
+    """Saves what goes on with --resume, and says where it is. A run that has failed keeps its last checkpoint, says why, and is no
+    reason not to save the others."""
+    saved = []
+    for member in members:
+        try:
+            if member.failed is not None:
+                raise member.failed
+            member.read_losses()
+            save(member)
+        except IntarsiaError as error:
+            if alone:
+                raise
+            member.report.say(str(error))
+        else:
+            at = f"at step {member.state.step} of {member.total}"
+            saved.append(at if alone else f"{member.name} {at}")
+    where = f"stopped {saved[0]}" if alone else f"stopped: {', '.join(saved) or 'every run had failed'}"
+    return f"{where}; go on with --resume"
 
 
 def _look(members: Sequence[Member], ctrl_c: CtrlC) -> dict[Member, Failed | None]:

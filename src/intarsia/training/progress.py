@@ -198,7 +198,7 @@ def _bars(console: Any) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),  # a run's name may hold brackets
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[loss]}"),

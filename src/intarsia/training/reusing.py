@@ -55,8 +55,9 @@ class Trunks:
         settings, task, backbone = member.settings, member.task, member.bank.backbone
         if not settings.reuse_gib or settings.backbone_dropout or task.words:
             return 0
-        left = (member.total - member.state.step) / member.steps_per_epoch
-        if left < _EPOCHS or not (below := lowest_layer(backbone, task.sites.values())):
+        # Of the whole run, not of what is left: a resumed one would meet states of other batches' shapes, and end with other bits.
+        epochs = member.total / member.steps_per_epoch
+        if epochs < _EPOCHS or not (below := lowest_layer(backbone, task.sites.values())):
             return 0
         tokens = sum(member.source.tokens(key) for key in member.source.plan(0))
         states = tokens * backbone.hidden * backbone.dtype.itemsize

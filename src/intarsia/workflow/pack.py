@@ -56,9 +56,14 @@ def run_pack(
         if report is not None:
             for note in _notes(ready):
                 report.say(note)
-        entries = [
-            one.entry(reporters[name], loggers.enter_context(logging(one.settings))) for name, one in ready.items()
-        ]
+        entries = []
+        for name, one in ready.items():
+            try:
+                logger = loggers.enter_context(logging(one.settings))
+            except IntarsiaError as error:  # its package is not installed
+                found[name] = Failed(name=name, error=error)
+                continue
+            entries.append(one.entry(reporters[name], logger))
 
         def score(name: str, result: FitResult | Failed) -> None:
             try:
