@@ -35,9 +35,9 @@ compiler; `torch` and `torch fp32`: scaled_dot_product_attention. A tenth of the
 are in bf16. `x products`, `x torch`: how much longer the middle of theirs is.
 
 A roofline: MRPC's rows have 0.07 GFLOP forward and 0.24 with backward (which computes the scores again), a tenth of a millisecond
-of two cores' AMX; q, k, v, their gradients, the result and its gradient are 5 MB. What takes the time is neither: half of it is
-the softmax (some 15 vector instructions for 16 scores), the rest is layouts and roundings, and reading heads, 64 bytes of every
-2,304, that the other core has just written.
+of two cores' AMX; q, k, v, their gradients, the result and its gradient are 5 MB. What takes the time is neither: it is the
+softmax (some 15 vector instructions for 16 scores), layouts and roundings, and reading heads, 64 bytes of every 2,304, that the
+other core has just written.
 """
 
 

@@ -62,7 +62,8 @@ What came for AMX: frozen products take oneDNN's own layout of the weights, whic
 and write the bias with the result; queries, keys and values have one product each way (`ops/frozen.py`). A shape that has not
 been met costs more with it, so batches there are padded to one of eight widths between two powers of two (at most an eighth more).
 Where outputs are no more than inputs, and rows about as many, oneDNN's usual layout leaves one of two threads idle; such products
-have the layout that it likes for one row. Attention's mask and LoRA's sum are within their products. Memory: two more copies of the
+have the layout that it likes for one row. LoRA's sum is within its product. Attention was two products and a
+softmax in all of these runs; its kernel came after (attention_cpu has it alone). Memory: two more copies of the
 linear layers' weights, 42 MB here, and half as much more where batches are now middling and now not; one where nobody trains
 through them; a trunk for which two were over a tenth of the machine's memory has none. `floor` has plain products.
 

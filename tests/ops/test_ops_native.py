@@ -204,6 +204,21 @@ def test_without_a_compiler_torch_computes_it_and_a_line_says_so(tmp_path):
 
 
 @there
+def test_without_a_home_nothing_is_kept_where_others_could_write(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import os.path\nos.path.expanduser = lambda path: path\n")
+    said, log = run(XDG_CACHE_HOME="", PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    assert said == "not there"
+    assert "there is no home folder to keep it in; set XDG_CACHE_HOME" in log
+
+
+@there
+def test_what_torch_compiles_is_left_to_it():
+    inputs = draw(SIZES["a prefix"])
+    compiled = torch.compile(lambda q, k, v: ops.product_attention(q, k, v, None, 0.3), backend="eager", fullgraph=True)
+    near(compiled(*inputs), exact(*inputs, None, torch.zeros_like(inputs[0]))[0])
+
+
+@there
 def test_it_is_compiled_once_and_again_where_its_file_is_broken(tmp_path):
     assert run(XDG_CACHE_HOME=str(tmp_path)) == ("there", "")
     (kept,) = (tmp_path / "intarsia" / "native").iterdir()

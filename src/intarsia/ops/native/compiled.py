@@ -1,4 +1,4 @@
-"""The C files of this folder, compiled by the compiler that is there for the processor that is there, and kept in the user's cache.
+"""The C files of this folder, compiled by GCC for the processor that is there, and kept in the user's cache.
 
 They are not part of the package's wheel as machine code: that would have to suit every processor, and to link torch's own OpenMP,
 whose threads they share. Without a compiler there is torch, which takes longer.
@@ -8,25 +8,19 @@ import ctypes
 import hashlib
 import logging
 import os
+import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
 log = logging.getLogger("intarsia.native")
-FLAGS = (
-    *(
-        "-O3",
-        "-march=native",
-        "-mprefer-vector-width=512",
-        "-ffp-contract=fast",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-    ),
-    *("-fopenmp", "-fPIC", "-shared", "-w"),
-)
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
+X86 = ("-mprefer-vector-width=512",)
+SHARED = ("-fopenmp", "-fPIC", "-shared", "-w")
 LIMIT = 120.0
 """Seconds that a compiler may take; it takes one."""
 
@@ -40,24 +34,23 @@ def library(name: str) -> ctypes.CDLL | None:
         log.info("no C compiler is there, so torch computes what %s.c would be quicker at; install gcc", name)
         return None
     source = Path(__file__).with_name(f"{name}.c")
-    kept = _folder() / f"{name}-{_key(source, compiler)}.so"
+    command = [*compiler, *FLAGS, *(X86 if platform.machine() == "x86_64" else ()), *SHARED]
     try:
-        return ctypes.CDLL(str(kept))
-    except OSError:
-        pass  # not there yet, or not whole
-    try:
-        return _made(source, compiler, kept)
+        kept = _folder() / f"{name}-{_key(source, command)}.so"
+        with suppress(OSError):  # not there yet, or not whole
+            return ctypes.CDLL(str(kept))
+        return _made(source, command, kept)
     except (OSError, subprocess.SubprocessError) as error:
         said = getattr(error, "stderr", None) or str(error)
         log.warning("%s cannot be compiled, so torch computes it: %s", source.name, " ".join(said.split())[:200])
         return None
 
 
-def _made(source: Path, compiler: list[str], kept: Path) -> ctypes.CDLL:
+def _made(source: Path, command: list[str], kept: Path) -> ctypes.CDLL:
     with tempfile.TemporaryDirectory() as folder:
         built = Path(folder) / kept.name
-        command = [*compiler, *FLAGS, str(source), "-o", str(built)]
-        subprocess.run(command, check=True, capture_output=True, text=True, timeout=LIMIT)
+        whole = [*command, str(source), "-o", str(built)]
+        subprocess.run(whole, check=True, capture_output=True, text=True, timeout=LIMIT)
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
             part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
@@ -73,22 +66,25 @@ def _made(source: Path, compiler: list[str], kept: Path) -> ctypes.CDLL:
 
 def _compiler() -> list[str]:
     """The compiler's command; empty where there is none."""
-    names = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [["cc"], ["gcc"], ["clang"]]
+    names = [shlex.split(os.environ["CC"])] if os.environ.get("CC") else [["gcc"], ["cc"]]
     return next((name for name in names if name and shutil.which(name[0])), [])
 
 
 def _folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    """OSError where there is no home: what lies where others can write must not be run."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if base.startswith("~"):
+        raise OSError("there is no home folder to keep it in; set XDG_CACHE_HOME")
     return Path(base) / "intarsia" / "native"
 
 
-def _key(source: Path, compiler: list[str]) -> str:
+def _key(source: Path, command: list[str]) -> str:
     """Of all that the machine code depends on."""
-    path = Path(shutil.which(compiler[0]) or compiler[0]).resolve()
+    compiler = Path(shutil.which(command[0]) or command[0]).resolve()
     seen = hashlib.sha256(source.read_bytes())
     for header in sorted(source.parent.glob("*.h")):
         seen.update(header.read_bytes())
-    seen.update(repr((compiler, str(path), path.stat().st_mtime_ns, FLAGS, _processor())).encode())
+    seen.update(repr((command, str(compiler), compiler.stat().st_mtime_ns, _processor())).encode())
     return seen.hexdigest()[:16]
 
 

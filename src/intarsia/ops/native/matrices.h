@@ -1,4 +1,4 @@
-/* Matrices in bfloat16 on a CPU: vectors as wide as the processor's (the extension that GCC and clang share), products, layouts.
+/* Matrices in bfloat16 on a CPU: vectors as wide as the processor's (GCC's extension), products, layouts.
  *
  * Products are of bfloat16 with sums in float32, by AMX where it is there and else by loops that say what AMX does; all else is
  * float32, rounded to nearest even where it is stored. NaN stays NaN.
@@ -6,6 +6,9 @@
  * Sizes are multiples of 32. A product's left matrix is (rows, k) as it is; its right one has pairs, two rows' numbers side by side
  * in each 32-bit word, (k / 2, columns), as AMX reads it.
  */
+#if defined(__clang__)
+#error GCC is needed: the threads of clang's OpenMP are not torch's
+#endif
 #include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
