@@ -58,6 +58,20 @@ def test_bf16_is_within_its_rounding_of_the_exact_result(kind):
     torch.testing.assert_close(low.double(), exact, rtol=3e-2, atol=3e-2)
 
 
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_without_gradients_it_is_the_same(kind, size, dtype):
+    inputs, mask = draw(size, dtype), masked(kind, size)  # what is added may be wider than the states
+    exact = ops.product_attention(*(x.double() for x in inputs), mask, 0.3)
+    with torch.no_grad():
+        out = ops.product_attention(*inputs, mask, 0.3)
+    assert out.dtype == dtype
+    near = 1e-12 if dtype == torch.float64 else 3e-2
+    torch.testing.assert_close(out.double(), exact, rtol=near, atol=near)
+    torch.testing.assert_close(ops.product_attention(*inputs, mask, 0.3).double(), exact, rtol=near, atol=near)
+
+
 @pytest.mark.parametrize("frozen", [0, 1, 2])
 def test_an_input_without_gradient_changes_nothing_for_the_others(frozen):
     size = SIZES["square"]

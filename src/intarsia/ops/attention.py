@@ -30,14 +30,14 @@ def product_attention(
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
     if not dropout and (learns or q.shape[2] >= MANY) and native.takes(q, k, mask):
         return native.attention(q, k, v, mask, scale)
+    added = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
     if not learns:
-        added = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
         return F.scaled_dot_product_attention(q, k, v, added, dropout, scale=scale)
     if not dropout and (mask is None or mask.dtype == torch.bool):
         return _Products.apply(q, k, v, mask, scale)  # type: ignore[no-any-return]
     scores = (q * scale) @ k.mT
-    if mask is not None:
-        scores = scores.masked_fill(~mask, _lowest(scores)) if mask.dtype == torch.bool else scores + mask
+    if added is not None:
+        scores = scores.masked_fill(~added, _lowest(scores)) if added.dtype == torch.bool else scores + added
     return F.dropout(_softmax(scores), dropout) @ v
 
 
