@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from intarsia import ops
+from ops.masks import masked
 
 SIZES = {
     "square": (2, 3, 5, 5, 8),
@@ -21,19 +22,6 @@ def draw(size, dtype=torch.float64):
     shapes = [(rows, queries, heads, width), (rows, keys, heads, width), (rows, keys, heads, width)]
     # Laid out as a model has them: heads beside each other in a token's state.
     return [torch.randn(s, generator=g, dtype=torch.float64).to(dtype).transpose(1, 2).requires_grad_() for s in shapes]
-
-
-def masked(kind, size, dtype=torch.float64):
-    rows, heads, queries, keys, _ = size
-    if kind == "none":
-        return None
-    if kind == "padding":
-        mask = torch.ones(rows, 1, 1, keys, dtype=torch.bool)
-        mask[0, ..., keys - keys // 2 :] = False
-        return mask
-    if kind == "causal":
-        return torch.ones(queries, keys, dtype=torch.bool).tril(keys - queries)[None, None]
-    return torch.randn(1, heads, queries, keys, generator=torch.Generator().manual_seed(1)).to(dtype)
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)

@@ -11,6 +11,7 @@ import torch
 from intarsia import ops
 from intarsia.ops.frozen import side_by_side
 from intarsia.ops.native import attention as native
+from ops.masks import masked
 
 there = pytest.mark.skipif(native.kernels() is None, reason="needs a C compiler and torch with GNU OpenMP")
 SIZES = {
@@ -35,24 +36,6 @@ def draw(size, *, joined=False):
         return [x.view(rows, queries, heads, width).transpose(1, 2) for x in whole.split(heads * width, -1)]
     shapes = [(rows, queries, heads, width), (rows, keys, heads, width), (rows, keys, heads, width)]
     return [torch.randn(shape, generator=g).bfloat16().transpose(1, 2) for shape in shapes]
-
-
-def masked(kind, size):
-    rows, heads, queries, keys, _ = size
-    if kind == "none":
-        return None
-    if kind == "padding":
-        mask = torch.ones(rows, 1, 1, keys, dtype=torch.bool)
-        mask[0, ..., keys - keys // 2 :] = False
-        return mask
-    if kind == "causal":
-        return torch.ones(queries, keys, dtype=torch.bool).tril(max(keys - queries, 0))[None, None]
-    mask = torch.rand(rows, heads, queries, keys, generator=torch.Generator().manual_seed(1)) < 0.6
-    mask[..., 0] = True
-    if kind == "some see nothing":
-        mask = mask[:, :1]
-        mask[0, :, : (queries + 1) // 2] = False
-    return mask
 
 
 def exact(q, k, v, mask, grad):
