@@ -68,6 +68,9 @@ SETTINGS = {
     "unknown method": (["--method", "adaptor"], "did you mean 'adapter'?"),
     "negative width": (["--set", "method.width=-4"], "width must be at least 1"),
     "width 0": (["--set", "method.width=0"], "width must be at least 1"),
+    "width beyond counting": (["--set", "method.width=99999999999"], "width: must be below 2147483648"),
+    "steps beyond counting": (["--max-steps", "99999999999999999999"], "train.max_steps"),
+    "warm-up beyond the end": (["--set", "train.warmup=1.5"], "train.warmup"),
     "width is a word": (["--set", "method.width=wide"], "width"),
     "width and factor disagree": (["--set", "method.reduction_factor=2"], "disagree"),
     "misspelt method key": (["--set", "method.widht=4"], "'method.widht'; did you mean 'method.width'?"),
@@ -86,6 +89,8 @@ SETTINGS = {
     "half an epoch": (["--epochs", "0.5"], "--epochs"),
     "unknown dtype": (["--dtype", "float8"], "dtype"),
     "unknown device": (["--device", "gpu"], "device"),
+    "a device without numbers": (["--device", "meta"], "torch cannot compute on device 'meta' here"),
+    "a device that torch was not built for": (["--device", "vulkan"], "torch cannot compute on device 'vulkan' here"),
     "unknown logger": (["--log", "tensorbord"], "log"),
     "a logger that is not installed": (["--log", "trackio"], "trackio"),
     "unknown metric": (["--set", "train.metric=accuracyy"], "accuracy"),
@@ -141,6 +146,44 @@ def test_a_missing_setting_is_named_with_its_flag(cli, tmp_path, monkeypatch, ke
     given = {"backbone": "x", "data": "embedded:questions", "method": "adapter", "out": "out"}
     argv = ["train", *(part for name, value in given.items() if name != key for part in (f"--{name}", value))]
     refused(cli, tmp_path, argv, f"{key} is missing; give --{key}")
+
+
+# what torch, numpy and our own kernels raise: (error, a part of the message)
+MEMORY = {
+    "torch on a CPU": (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+            "12799999999872 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        "out of memory: 12,799,999,999,872 bytes more were asked for; try a smaller --batch-size",
+    ),
+    "torch on a GPU": (
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),
+        "out of memory: 20.00 GiB more were asked for",
+    ),
+    "numpy": (MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000, 1000000)"), "7.28 TiB"),
+    "Python": (MemoryError(), "out of memory; try"),
+}
+
+
+@pytest.mark.parametrize(("error", "fragment"), MEMORY.values(), ids=MEMORY)
+def test_too_little_memory_is_one_line(cli, tmp_path, monkeypatch, error, fragment):
+    def run(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("intarsia.workflow.training.run", run)
+    argv = ["train", "--backbone", "b", "--data", "embedded:questions", "--method", "adapter", "--out", "out"]
+    refused(cli, tmp_path, argv, fragment)
+
+
+def test_other_faults_of_torch_keep_their_traceback(cli, monkeypatch):
+    def run(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("intarsia.workflow.training.run", run)
+    with pytest.raises(RuntimeError, match="mat1"):
+        cli("train", "--backbone", "b", "--data", "embedded:questions", "--method", "adapter", "--out", "out")
 
 
 def edit(path: Path, **changes) -> None:
