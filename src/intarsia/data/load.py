@@ -102,6 +102,7 @@ def _tables(spec: DataSpec, notes: list[str]) -> tuple[dict[str, Table], tuple[s
     if source == "hub":
         return load_hub(name, notes), spec.columns, spec.label_column
     hint = "; give a file with --train, --validation or --test" if Path(spec.data).suffix else ""
+    hint = "; files must be local: download it, and give it with --train" if "://" in spec.data else hint
     raise ConfigError(f"data must be embedded:NAME or hub:NAME, got {spec.data!r}{hint}")
 
 
