@@ -35,6 +35,7 @@ DATA = {
     "UTF-16": (GOOD.encode("utf-16"), [], "UTF-16"),
     "NUL bytes": (GOOD + "a\0b,pos\n", [], "NUL"),
     "floats as classes": (REGRESSION, ["--set", "data.kind=classification"], "fractions"),
+    "thousands of columns": (",".join(f"column{i}" for i in range(5000)) + "\n" + "a," * 4999 + "a\n", [], "[...]"),
     "words as numbers": (GOOD, ["--set", "data.kind=regression"], "'label'"),
     "classification rows for token-classification": (
         GOOD,

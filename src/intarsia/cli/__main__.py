@@ -64,7 +64,10 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print("intarsia: " + " ".join(message.splitlines()), file=sys.stderr)
+    line = " ".join(message.splitlines())
+    if len(line) > 1000:  # it quotes what it was given; what to do stands at the end
+        line = f"{line[:400]} [...] {line[-180:]}"
+    print(f"intarsia: {line}", file=sys.stderr)
     return status
 
 

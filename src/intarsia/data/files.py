@@ -62,10 +62,12 @@ def read_table(path: Path | str, suffix: str | None = None) -> Table:
     suffix = suffix or Path(name.removesuffix(".gz")).suffix
     if re.match(r"\w+:/", str(path)) and not path.exists():  # Path makes one slash of two
         raise DataError(f"{path}: an address; files must be local: download it, or give hub:NAME")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; expected a file, {FORMATS}")
     reader = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(suffix)
     if reader is None and not name.endswith(".parquet"):
         hint = "; JSON must be one object per line, in a .jsonl file" if suffix == ".json" else ""
-        if str(path) in ("-", "/dev/stdin") or (path.exists() and not path.is_file() and not path.is_dir()):
+        if str(path) in ("-", "/dev/stdin") or (path.exists() and not path.is_file()):
             hint = "; rows are not read from standard input or a pipe: write them to a file first"
         raise DataError(f"{path}: unknown format, expected {FORMATS}{hint}")
     raw = _read_bytes(path)
@@ -82,8 +84,6 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file{nearest(path.name, known)}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; expected a file, {FORMATS}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not raw:
@@ -103,7 +103,8 @@ def _decode(raw: bytes, name: str) -> str:
     if raw[:2] == b"\x1f\x8b":
         raise DataError(f"{name}: gzip content; add .gz to the file's name")
     try:
-        text = raw.decode("utf-8-sig")  # -sig drops the byte order mark that spreadsheets write
+        # -sig drops the byte order mark that spreadsheets write; some tools put another before it.
+        text = raw.decode("utf-8-sig").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         # utf-8-sig counts from behind the mark; a line break never lies within it
         start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)
@@ -113,6 +114,13 @@ def _decode(raw: bytes, name: str) -> str:
     if (nul := text.find("\0")) >= 0:
         raise DataError(f"{name}, line {text.count(chr(10), 0, nul) + 1}: a NUL byte; expected a UTF-8 text file")
     return text
+
+
+def _lines(text: str, name: str) -> list[str]:
+    """Cut at line feeds. Not by splitlines: it also cuts at U+2028, U+0085."""
+    if "\n" not in text and "\r" in text.strip():
+        raise DataError(f"{name}: its lines end in a carriage return alone; convert it with `tr '\\r' '\\n'`")
+    return text.split("\n")
 
 
 def _csv(text: str, name: str) -> Table:
@@ -138,7 +146,7 @@ def _csv(text: str, name: str) -> Table:
 
 def _tsv(text: str, name: str) -> Table:
     """No quoting, as GLUE writes it: every tab separates, quotation marks are text."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]  # not splitlines: it also cuts at U+2028, U+0085
+    lines = [line.removesuffix("\r") for line in _lines(text, name)]
     numbers = [i for i, line in enumerate(lines, 1) if line]
     hint = "; TSV is read without quoting, a text cannot hold tabs or line breaks"
     records = [lines[i - 1].split("\t") for i in numbers]
@@ -190,7 +198,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _jsonl(text: str, name: str) -> Table:
     rows, numbers = [], []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_lines(text, name), 1):
         if not line.strip():
             continue
         try:
@@ -227,7 +235,16 @@ def _parquet(raw: bytes, name: str) -> Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(raw))
         _no_duplicates(file.schema_arrow.names, name)
-        columns = file.read().to_pydict()
+        table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+    columns = {}
+    for column in table.column_names:
+        try:
+            columns[column] = table[column].to_pylist()
+        except (pa.ArrowException, OverflowError, ValueError) as error:  # dates beyond Python's, text that is not UTF-8
+            what = (
+                f"{name}: column {column!r} of type {table[column].type} cannot be read: {str(error).splitlines()[0]}"
+            )
+            raise DataError(f"{what}; write the file without it, or as text") from error
     return Table(name, columns, range(1, file.metadata.num_rows + 1), unit="row")
