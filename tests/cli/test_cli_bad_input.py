@@ -35,12 +35,14 @@ DATA = {
     "UTF-16": (GOOD.encode("utf-16"), [], "UTF-16"),
     "NUL bytes": (GOOD + "a\0b,pos\n", [], "NUL"),
     "floats as classes": (REGRESSION, ["--set", "data.kind=classification"], "fractions"),
+    "thousands of columns": (",".join(f"column{i}" for i in range(5000)) + "\n" + "a," * 4999 + "a\n", [], "[...]"),
     "words as numbers": (GOOD, ["--set", "data.kind=regression"], "'label'"),
     "classification rows for token-classification": (
         GOOD,
         ["--set", "data.kind=token-classification"],
         "list of words",
     ),
+    "semicolons": (GOOD.replace(",", ";"), [], "columns must be separated by commas, and ';' stands"),
     "a label that training never saw": (GOOD, ["--validation", "unseen.csv"], "maybe"),
     "validation without the label column": (GOOD, ["--validation", "unlabelled.csv"], "no label column"),
     "missing validation file": (GOOD, ["--validation", "nowhere.csv"], "nowhere.csv"),
@@ -65,9 +67,13 @@ SETTINGS = {
     "missing training file": (["--train", "nowhere.csv"], "nowhere.csv"),
     "training file is a folder": (["--train", "."], ""),
     "data and files": (["--data", "embedded:questions"], "--data and --train"),
+    "training file is an address": (["--train", "https://x.org/train.csv"], "files must be local: download it"),
     "unknown method": (["--method", "adaptor"], "did you mean 'adapter'?"),
     "negative width": (["--set", "method.width=-4"], "width must be at least 1"),
     "width 0": (["--set", "method.width=0"], "width must be at least 1"),
+    "width beyond counting": (["--set", "method.width=99999999999"], "width: must be below 2147483648"),
+    "steps beyond counting": (["--max-steps", "99999999999999999999"], "train.max_steps"),
+    "warm-up beyond the end": (["--set", "train.warmup=1.5"], "train.warmup"),
     "width is a word": (["--set", "method.width=wide"], "width"),
     "width and factor disagree": (["--set", "method.reduction_factor=2"], "disagree"),
     "misspelt method key": (["--set", "method.widht=4"], "'method.widht'; did you mean 'method.width'?"),
@@ -86,6 +92,8 @@ SETTINGS = {
     "half an epoch": (["--epochs", "0.5"], "--epochs"),
     "unknown dtype": (["--dtype", "float8"], "dtype"),
     "unknown device": (["--device", "gpu"], "device"),
+    "a device without numbers": (["--device", "meta"], "torch cannot compute on device 'meta' here"),
+    "a device that torch was not built for": (["--device", "vulkan"], "torch cannot compute on device 'vulkan' here"),
     "unknown logger": (["--log", "tensorbord"], "log"),
     "a logger that is not installed": (["--log", "trackio"], "trackio"),
     "unknown metric": (["--set", "train.metric=accuracyy"], "accuracy"),
@@ -141,6 +149,44 @@ def test_a_missing_setting_is_named_with_its_flag(cli, tmp_path, monkeypatch, ke
     given = {"backbone": "x", "data": "embedded:questions", "method": "adapter", "out": "out"}
     argv = ["train", *(part for name, value in given.items() if name != key for part in (f"--{name}", value))]
     refused(cli, tmp_path, argv, f"{key} is missing; give --{key}")
+
+
+# what torch, numpy and our own kernels raise: (error, a part of the message)
+MEMORY = {
+    "torch on a CPU": (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate "
+            "12799999999872 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        "out of memory: 12,799,999,999,872 bytes more were asked for; try a smaller --batch-size",
+    ),
+    "torch on a GPU": (
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.11 GiB"),
+        "out of memory: 20.00 GiB more were asked for",
+    ),
+    "numpy": (MemoryError("Unable to allocate 7.28 TiB for an array with shape (1000000, 1000000)"), "7.28 TiB"),
+    "Python": (MemoryError(), "out of memory; try"),
+}
+
+
+@pytest.mark.parametrize(("error", "fragment"), MEMORY.values(), ids=MEMORY)
+def test_too_little_memory_is_one_line(cli, tmp_path, monkeypatch, error, fragment):
+    def run(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("intarsia.workflow.training.run", run)
+    argv = ["train", "--backbone", "b", "--data", "embedded:questions", "--method", "adapter", "--out", "out"]
+    refused(cli, tmp_path, argv, fragment)
+
+
+def test_other_faults_of_torch_keep_their_traceback(cli, monkeypatch):
+    def run(*_: object, **__: object) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    monkeypatch.setattr("intarsia.workflow.training.run", run)
+    with pytest.raises(RuntimeError, match="mat1"):
+        cli("train", "--backbone", "b", "--data", "embedded:questions", "--method", "adapter", "--out", "out")
 
 
 def edit(path: Path, **changes) -> None:
@@ -240,6 +286,18 @@ USES = {
     "ablate an unknown split": (["ablate", "TASK", "--data", "FILE", "--split", "tset"], "did you mean 'test'?"),
     "evaluate unknown embedded data": (["evaluate", "TASK", "--data", "embedded:question"], "question"),
     "evaluate a misspelt source": (["evaluate", "TASK", "--data", "embeded:questions"], "embeded:questions"),
+    "evaluate a split of a file": (["evaluate", "TASK", "--data", "FILE", "--split", "train"], "which has no splits"),
+    "predict a split of a file": (["predict", "TASK", "--data", "FILE", "--split", "test"], "leave --split test out"),
+    "ablate on a split of a file": (["ablate", "TASK", "--data", "FILE", "--split", "test"], "which has no splits"),
+    "evaluate no data": (["evaluate", "TASK", "--data", ""], "data is empty"),
+    "evaluate an address": (["evaluate", "TASK", "--data", "https://x.org/a.csv"], "files must be local: download it"),
+    "evaluate the page of a data set": (
+        ["evaluate", "TASK", "--data", "https://huggingface.co/datasets/glue"],
+        "or give hub:NAME",
+    ),
+    "predict from standard input": (["predict", "TASK", "--data", "-"], "not read from standard input or a pipe"),
+    "predict from a device": (["predict", "TASK", "--data", "/dev/null"], "not read from standard input or a pipe"),
+    "predict bytes that are no UTF-8": (["predict", "TASK", "--text", "caf\udce9"], "bytes that are not UTF-8"),
     "evaluate an unknown split": (["evaluate", "TASK", "--data", "embedded:questions", "--split", "tset"], "tset"),
     "predict with beams what is no text": (
         ["predict", "TASK", "--text", "a", "--beams", "2"],

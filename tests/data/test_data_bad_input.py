@@ -7,6 +7,8 @@ from __future__ import annotations
 import gzip
 import json
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from intarsia.data import DataSpec, load_data, load_rows_for_prediction
@@ -39,6 +41,14 @@ FILES = {
     "mixed encodings": ("a.csv", b"text,label\ngood,a\ncr\xe8me,b\n", {}, "a.csv, line 3: byte 0xe8 is not UTF-8"),
     "mixed encodings after a BOM": ("a.csv", b"\xef\xbb\xbftext,label\n\xe8,a\n", {}, "a.csv, line 2: byte 0xe8 is not UTF-8"),
     "UTF-16": ("a.csv", GOOD.encode("utf-16"), {}, "UTF-16, expected UTF-8"),
+    "UTF-32": ("a.csv", GOOD.encode("utf-32"), {}, "UTF-32, expected UTF-8; convert it with `iconv -f UTF-32"),
+    "UTF-32, the other way round": ("a.csv", b"\x00\x00\xfe\xff" + GOOD.encode("utf-32-be"), {}, "UTF-32, expected"),
+    "semicolons": ("a.csv", GOOD.replace(",", ";"), {}, "a.csv: columns must be separated by commas, and ';' stands between those of the header 'text;label'; write the file with commas"),
+    "semicolons, and commas in the texts": ("a.csv", "text;label\nyes, good;a\n", {}, "separated by commas, and ';' stands"),
+    "tabs": ("a.csv", GOOD.replace(",", "\t"), {}, "write the file with commas, or name it .tsv"),
+    "commas": ("a.tsv", GOOD, {}, "columns must be separated by tabs, and ',' stands between those of the header 'text,label'; write the file with tabs, or name it .csv"),
+    "carriage returns alone": ("a.tsv", GOOD.replace(",", "\t").replace("\n", "\r"), {}, "a.tsv: its lines end in a carriage return alone; convert it with `tr"),
+    "carriage returns alone in JSON": ("a.jsonl", jsonl({"text": "x"}, {"text": "y"}).replace("\n", "\r"), {}, "carriage return alone"),
     "NUL byte": ("a.tsv", b"text\tlabel\nx\0y\ta\n", {}, "line 2: a NUL byte"),
     "gzip without its name": ("a.csv", gzip.compress(GOOD.encode()), {}, "add .gz to the file's name"),
     "gzip in name only": ("a.csv.gz", GOOD.encode(), {}, "not a complete gzip file"),
@@ -62,6 +72,7 @@ FILES = {
     "fractions as classes": ("a.csv", "text,label\nx,1\ny,0.5\n", {"kind": "classification"}, "line 3: column 'label' holds fractions such as 0.5"),
     "nan in regression": ("a.csv", "text,label\nx,0.5\ny,nan\n", {}, "a.csv, line 3: nan in column 'label'; regression needs finite numbers"),
     "inf in regression": ("a.jsonl", '{"text": "x", "label": 0.5}\n{"text": "y", "label": Infinity}', {}, "line 2: inf in column"),
+    "beyond fp32 in regression": ("a.csv", "text,label\nx,0.5\ny,1e200\n", {}, "a.csv, line 3: 1e+200 in column 'label'; regression needs finite numbers, up to 1e+38"),
     "word in regression": ("a.csv", "text,label\nx,0.5\ny,high\n", {"kind": "regression"}, "line 3: 'high' in column 'label' is no number"),
     "every label different": ("a.csv", "text,label\n" + "".join(f"t {i},l{i}\n" for i in range(30)), {}, "30 different values in 30 rows, hardly classes"),
     "label column taken as text": ("a.csv", GOOD, {"text_columns": ("label",)}, "which column is the label? The columns are text, label"),
@@ -71,6 +82,32 @@ FILES = {
     "words where text is needed": ("a.jsonl", jsonl({"tokens": ["a"], "tags": ["O"]}), {"kind": "classification"}, "holds a list; classification needs text"),
     "list missing in one row": ("a.jsonl", jsonl({"text": "x", "labels": ["a"]}, {"text": "y"}), {}, "line 2: None in column 'labels'; multi-label needs a list"),
 }  # fmt: skip
+
+
+# name: (type of the second column, its value in every row, fragment of the message)
+COLUMNS = {
+    "dates beyond Python's": (pa.timestamp("ms"), 2**60, "a.parquet: column 'label' of type timestamp[ms] cannot be read"),
+    "bytes": (pa.binary(), b"pos", "a.parquet, row 1: column 'label' holds a bytes; classification needs one value per row"),
+    "a map": (pa.map_(pa.string(), pa.int64()), [("a", 1)], "row 1: [('a', 1)] in column 'label'; multi-label needs a list of labels"),
+    "lists of bytes": (pa.list_(pa.binary()), [b"a"], "row 1: [b'a'] in column 'label'; multi-label needs a list of labels"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "value", "message"), COLUMNS.values(), ids=COLUMNS)
+def test_a_parquet_column_that_holds_no_labels(tmp_path, kind, value, message):
+    table = pa.table({"text": ["x", "y"], "label": pa.array([value] * 2, kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(DataError) as caught:
+        load_data(DataSpec(train=tmp_path / "a.parquet"))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_said_to_be_one(tmp_path):
+    for name in ("plain", "a.csv"):
+        (tmp_path / name).mkdir()
+        with pytest.raises(DataError, match="is a folder; expected a file"):
+            load_data(DataSpec(train=tmp_path / name))
 
 
 @pytest.mark.parametrize(("name", "content", "more", "message"), FILES.values(), ids=FILES)

@@ -349,3 +349,25 @@ def test_without_a_network_the_hub_is_one_clear_line(monkeypatch):
         DataError, match=r"^hub:glue/mrpc cannot be loaded: Couldn't reach 'glue' on the Hub; go online, .*$"
     ):
         load_data(DataSpec(data="hub:glue/mrpc"))
+
+
+def test_labels_that_differ_in_case_alone_are_noted(write):
+    splits = load_data(
+        DataSpec(train=write("a.csv", "text,label\n" + "".join(f"t {i},{'Pp'[i % 2]}os\n" for i in range(20))))
+    )
+    assert splits.labels == ("Pos", "pos")
+    assert "labels 'Pos' and 'pos' differ in case or blanks alone, and are two classes" in splits.notes
+
+
+def test_texts_that_are_trained_on_and_scored_are_noted(write):
+    train = write("a.csv", "text,label\n" + "".join(f"t {i},{'ab'[i % 2]}\n" for i in range(20)))
+    test = write("b.csv", "text,label\nt 3,b\nnew,a\n")
+    assert "test: 1 of 2 texts are training texts too" in load_data(DataSpec(train=train, test=test)).notes
+    assert not any("training texts too" in note for note in load_data(DataSpec(train=train)).notes)
+
+
+def test_two_byte_order_marks_are_none_of_the_first_columns_name(write):
+    path = write(
+        "a.csv", b"\xef\xbb\xbf" * 2 + b"text,label\n" + b"".join(b"t %d,%d\n" % (i, i % 2) for i in range(20))
+    )
+    assert load_data(DataSpec(train=path)).text_columns == ("text",)

@@ -44,6 +44,10 @@ BAD = {
     "wrong type": (lambda: method_from_dict({"name": "adapter", "width": "many"}), "width"),
     "half a width": (lambda: method_from_dict({"name": "adapter", "width": 4.5}), "width"),
     "a bad value from a file": (lambda: method_from_dict({"name": "lora", "rank": -1}), "rank must be at least 1"),
+    "a rank beyond counting": (
+        lambda: method_from_dict({"name": "lora", "rank": 10**30}),
+        "rank: must be below 2147483648",
+    ),
     "a role from a file": (lambda: method_from_dict({"name": "lora", "targets": ["w"]}), "targets"),
 }
 

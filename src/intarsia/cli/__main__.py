@@ -1,6 +1,7 @@
 """`intarsia`: the one place where errors become one line on stderr and an exit status."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -53,15 +54,20 @@ def _run(argv: Sequence[str] | None) -> int:
         return 141
     except OSError as error:
         return _fail(_system(error))
-    except MemoryError as error:
-        return _fail(f"out of memory ({error}); try a smaller --batch-size")
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        return _fail(_memory(error))
     if status == INTERRUPTED:  # typer turns Ctrl-C into this status without a word
         return _fail("interrupted", INTERRUPTED)
     return status if isinstance(status, int) else 0
 
 
 def _fail(message: str, status: int = 2) -> int:
-    print("intarsia: " + " ".join(message.splitlines()), file=sys.stderr)
+    line = " ".join(message.splitlines())
+    if len(line) > 1000:  # it quotes what it was given; what to do stands at the end
+        line = f"{line[:400]} [...] {line[-180:]}"
+    print(f"intarsia: {line}", file=sys.stderr)
     return status
 
 
@@ -77,6 +83,24 @@ def _usage(error: "TyperException") -> str:
 def _system(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch says it in the words of a RuntimeError, other ones for a CPU (can't allocate, not enough) than for a GPU."""
+    return isinstance(error, MemoryError) or any(
+        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
+    )
+
+
+def _memory(error: Exception) -> str:
+    """What was asked for, as far as torch or numpy say it, and what to make smaller."""
+    asked = re.search(r"allocate ([\d.]+) ?(bytes|[KMGT]iB)", str(error))
+    amount = "" if asked is None else f"{int(asked[1]):,}" if asked[2] == "bytes" else asked[1]
+    what = f": {amount} {asked[2]} more were asked for" if asked else ""
+    return (
+        f"out of memory{what}; try a smaller --batch-size, shorter texts, or a smaller module (method.width, method.rank, "
+        "method.length)"
+    )
 
 
 def _quiet_libraries() -> None:

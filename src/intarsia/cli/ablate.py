@@ -23,7 +23,7 @@ def ablate(
         Path, typer.Argument(parser=options.path, metavar="TASK_DIR", help="A task folder written by `intarsia train`.")
     ],
     data: options.Data = None,
-    split: Annotated[str, typer.Option(help="train, validation or test.")] = "validation",
+    split: Annotated[str | None, typer.Option(help="train, validation or test.  [default: validation]")] = None,
     metric: Annotated[str | None, typer.Option(help="[default: accuracy, f1, ... by the kind of task]")] = None,
     rows: Annotated[int | None, typer.Option(min=1, help="Score a sample of so many rows.  [default: all]")] = None,
     tolerance: Annotated[

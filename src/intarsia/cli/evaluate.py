@@ -15,7 +15,7 @@ def add(app: typer.Typer) -> None:
 def evaluate(
     task_dirs: options.TaskDirs,
     data: options.Data = None,
-    split: options.Split = "test",
+    split: options.Split = None,
     combine: options.Combine = None,
     text_columns: options.TextColumns = None,
     label_column: options.LabelColumn = None,

@@ -35,7 +35,7 @@ TextColumns = Annotated[
     typer.Option(metavar="A[,B]", help="The column of the text, or of both texts of a pair."),
 ]
 LabelColumn = Annotated[str | None, typer.Option(metavar="C", help="The column of the label.")]
-Split = Annotated[str, typer.Option(help="train, validation or test.")]
+Split = Annotated[str | None, typer.Option(help="train, validation or test.  [default: test]")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Dtype = Annotated[
     str, typer.Option(help="auto, float32, bfloat16, float16, int8 or nf4: what the backbone computes in.")

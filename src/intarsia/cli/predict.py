@@ -35,7 +35,7 @@ def predict(
         typer.Option("--text", help="A text; may be given many times. Of a task on pairs, two of them make one row."),
     ] = None,
     data: options.Data = None,
-    split: Annotated[str | None, typer.Option(help="train, validation or test.  [default: test]")] = None,
+    split: options.Split = None,
     combine: options.Combine = None,
     tasks: Annotated[
         Path | None,
@@ -91,7 +91,7 @@ def predict(
         task_dirs,
         _rows(text, task_dirs[0]) if text else None,
         data,
-        split or "test",
+        split,
         combine=combine,
         text_columns=options.names(text_columns),
         batch_size=batch_size or 32,

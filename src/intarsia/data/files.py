@@ -9,6 +9,7 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,6 +19,14 @@ from typing import Any
 from intarsia.errors import DataError, nearest
 
 FORMATS = ".csv, .tsv, .jsonl (each also with .gz) or .parquet"
+
+MARKS = {
+    (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"): "UTF-32",
+    (b"\xff\xfe", b"\xfe\xff"): "UTF-16",
+}
+"""The byte order marks of encodings that are not read."""
+SEPARATORS = {";": "", "|": "", "\t": ", or name it .tsv", ",": ", or name it .csv"}
+"""What else may stand between columns, and what to do besides writing the file anew."""
 
 
 @dataclass(slots=True)
@@ -51,9 +60,15 @@ def read_table(path: Path | str, suffix: str | None = None) -> Table:
     path = Path(path)
     name = path.name.lower()
     suffix = suffix or Path(name.removesuffix(".gz")).suffix
+    if re.match(r"\w+:/", str(path)) and not path.exists():  # Path makes one slash of two
+        raise DataError(f"{path}: an address; files must be local: download it, or give hub:NAME")
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; expected a file, {FORMATS}")
     reader = {".csv": _csv, ".tsv": _tsv, ".jsonl": _jsonl}.get(suffix)
     if reader is None and not name.endswith(".parquet"):
         hint = "; JSON must be one object per line, in a .jsonl file" if suffix == ".json" else ""
+        if str(path) in ("-", "/dev/stdin") or (path.exists() and not path.is_file()):
+            hint = "; rows are not read from standard input or a pipe: write them to a file first"
         raise DataError(f"{path}: unknown format, expected {FORMATS}{hint}")
     raw = _read_bytes(path)
     table = reader(_decode(raw, path.name), path.name) if reader else _parquet(raw, path.name)
@@ -69,8 +84,6 @@ def _read_bytes(path: Path) -> bytes:
     except FileNotFoundError:
         known = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise DataError(f"{path}: no such file{nearest(path.name, known)}") from None
-    except IsADirectoryError:
-        raise DataError(f"{path} is a folder; expected a file, {FORMATS}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     if not raw:
@@ -84,12 +97,14 @@ def _read_bytes(path: Path) -> bytes:
 
 
 def _decode(raw: bytes, name: str) -> str:
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise DataError(f"{name}: UTF-16, expected UTF-8; convert it with `iconv -f UTF-16 -t UTF-8`")
+    for marks, encoding in MARKS.items():  # UTF-32 first: its mark begins with that of UTF-16
+        if raw.startswith(marks):
+            raise DataError(f"{name}: {encoding}, expected UTF-8; convert it with `iconv -f {encoding} -t UTF-8`")
     if raw[:2] == b"\x1f\x8b":
         raise DataError(f"{name}: gzip content; add .gz to the file's name")
     try:
-        text = raw.decode("utf-8-sig")  # -sig drops the byte order mark that spreadsheets write
+        # -sig drops the byte order mark that spreadsheets write; some tools put another before it.
+        text = raw.decode("utf-8-sig").lstrip("\ufeff")
     except UnicodeDecodeError as error:
         # utf-8-sig counts from behind the mark; a line break never lies within it
         start = error.start + (3 if raw.startswith(b"\xef\xbb\xbf") else 0)
@@ -99,6 +114,13 @@ def _decode(raw: bytes, name: str) -> str:
     if (nul := text.find("\0")) >= 0:
         raise DataError(f"{name}, line {text.count(chr(10), 0, nul) + 1}: a NUL byte; expected a UTF-8 text file")
     return text
+
+
+def _lines(text: str, name: str) -> list[str]:
+    """Cut at line feeds. Not by splitlines: it also cuts at U+2028, U+0085."""
+    if "\n" not in text and "\r" in text.strip():
+        raise DataError(f"{name}: its lines end in a carriage return alone; convert it with `tr '\\r' '\\n'`")
+    return text.split("\n")
 
 
 def _csv(text: str, name: str) -> Table:
@@ -118,15 +140,31 @@ def _csv(text: str, name: str) -> Table:
         ) from error
     finally:
         csv.field_size_limit(limit)
+    _check_separator(records, name, "commas")
     return _from_records(records, numbers, name, "")
 
 
 def _tsv(text: str, name: str) -> Table:
     """No quoting, as GLUE writes it: every tab separates, quotation marks are text."""
-    lines = [line.removesuffix("\r") for line in text.split("\n")]  # not splitlines: it also cuts at U+2028, U+0085
+    lines = [line.removesuffix("\r") for line in _lines(text, name)]
     numbers = [i for i, line in enumerate(lines, 1) if line]
     hint = "; TSV is read without quoting, a text cannot hold tabs or line breaks"
-    return _from_records([lines[i - 1].split("\t") for i in numbers], numbers, name, hint)
+    records = [lines[i - 1].split("\t") for i in numbers]
+    _check_separator(records, name, "tabs")
+    return _from_records(records, numbers, name, hint)
+
+
+def _check_separator(records: list[list[str]], name: str, expected: str) -> None:
+    """DataError where the header is one column, and what separates others stands in it and in the row below."""
+    if len(records) < 2 or len(records[0]) > 1:
+        return
+    (header,) = records[0]
+    for mark, rename in SEPARATORS.items():
+        if mark in header and any(mark in value for value in records[1]):
+            raise DataError(
+                f"{name}: columns must be separated by {expected}, and {mark!r} stands between those of the header "
+                f"{header!r}; write the file with {expected}{rename}"
+            )
 
 
 def _from_records(records: list[list[str]], numbers: list[int], name: str, hint: str) -> Table:
@@ -160,7 +198,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _jsonl(text: str, name: str) -> Table:
     rows, numbers = [], []
-    for number, line in enumerate(text.split("\n"), 1):
+    for number, line in enumerate(_lines(text, name), 1):
         if not line.strip():
             continue
         try:
@@ -197,7 +235,16 @@ def _parquet(raw: bytes, name: str) -> Table:
     try:
         file = pq.ParquetFile(pa.BufferReader(raw))
         _no_duplicates(file.schema_arrow.names, name)
-        columns = file.read().to_pydict()
+        table = file.read()
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{name}: not a readable Parquet file: {str(error).splitlines()[0]}") from error
+    columns = {}
+    for column in table.column_names:
+        try:
+            columns[column] = table[column].to_pylist()
+        except (pa.ArrowException, OverflowError, ValueError) as error:  # dates beyond Python's, text that is not UTF-8
+            what = (
+                f"{name}: column {column!r} of type {table[column].type} cannot be read: {str(error).splitlines()[0]}"
+            )
+            raise DataError(f"{what}; write the file without it, or as text") from error
     return Table(name, columns, range(1, file.metadata.num_rows + 1), unit="row")

@@ -16,6 +16,8 @@ from intarsia.errors import DataError, nearest
 SEPARATOR = "|"
 INTEGER = re.compile(r"[+-]?\d{1,18}")
 INTEGRAL = re.compile(r"([+-]?\d{1,18})\.0+")  # an int column with holes is written as floats by pandas
+LARGEST = 1e38
+"""Of the numbers of a regression: training is in fp32."""
 LISTED = ("multi-label", "token-classification")
 
 
@@ -63,7 +65,7 @@ def read_labels(table: Table, column: str, kind: str, words: Sequence[Sequence[s
     if missing := [i for i, value in enumerate(values) if is_missing(value)]:
         is_nan = isinstance(value := values[missing[0]], float) and math.isnan(value)
         raise table.bad_rows(missing, f"{'nan' if is_nan else 'no label'} in column {column!r}")
-    if listed := [i for i, value in enumerate(values) if isinstance(value, (list, dict))]:
+    if listed := [i for i, value in enumerate(values) if isinstance(value, (list, dict, bytes))]:
         raise table.bad_rows(
             listed, f"column {column!r} holds a {type(values[listed[0]]).__name__}; {kind} needs one value per row"
         )
@@ -142,8 +144,10 @@ def _numbers(table: Table, column: str, values: list[Any]) -> list[float]:
                 f"{table.where(row)}: {value!r} in column {column!r} is no number; regression needs numbers"
             ) from None
         numbers.append(number)
-    if bad := [row for row, number in enumerate(numbers) if not math.isfinite(number)]:
-        raise table.bad_rows(bad, f"{numbers[bad[0]]} in column {column!r}; regression needs finite numbers")
+    if bad := [row for row, number in enumerate(numbers) if not abs(number) <= LARGEST]:
+        raise table.bad_rows(
+            bad, f"{numbers[bad[0]]} in column {column!r}; regression needs finite numbers, up to {LARGEST:g}"
+        )
     return numbers
 
 
@@ -151,7 +155,7 @@ def _label_lists(table: Table, column: str, values: list[Any]) -> list[list[str]
     """Each row a list, or text separated by `|`; an empty one means that no label holds."""
     lists = [value.split(SEPARATOR) if isinstance(value, str) else value for value in values]
     for row, value in enumerate(lists):
-        if not isinstance(value, list) or any(isinstance(one, (list, dict)) for one in value):
+        if not isinstance(value, list) or any(isinstance(one, (list, dict, tuple, bytes)) for one in value):
             raise DataError(
                 f"{table.where(row)}: {value!r} in column {column!r}; multi-label needs a list of labels, "
                 f"or text separated by {SEPARATOR!r}"

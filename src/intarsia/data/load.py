@@ -45,6 +45,9 @@ def load_data(spec: DataSpec) -> Splits:
         split: Rows(texts[split], None if labels is None else to_numbers(tables[split], labels, names, read_as))
         for split, labels in found.items()
     }
+    if spec.labels is None:
+        _note_alike(names, notes)
+    _note_shared(rows, notes)
     _arrange(rows, spec, read_as, names, notes)
     splits = Splits(
         kind=kind,
@@ -102,6 +105,7 @@ def _tables(spec: DataSpec, notes: list[str]) -> tuple[dict[str, Table], tuple[s
     if source == "hub":
         return load_hub(name, notes), spec.columns, spec.label_column
     hint = "; give a file with --train, --validation or --test" if Path(spec.data).suffix else ""
+    hint = "; files must be local: download it, and give it with --train" if "://" in spec.data else hint
     raise ConfigError(f"data must be embedded:NAME or hub:NAME, got {spec.data!r}{hint}")
 
 
@@ -154,6 +158,25 @@ def _words(
         split: None if labels is None else [word_of(label, chosen) for label in labels]
         for split, labels in found.items()
     }
+
+
+def _note_alike(names: tuple[str, ...], notes: list[str]) -> None:
+    """Says so where labels differ in case or blanks alone: they are different classes."""
+    like: dict[str, str] = {}
+    for name in names:
+        first = like.setdefault(" ".join(name.casefold().split()), name)
+        if first != name:
+            notes.append(f"labels {first!r} and {name!r} differ in case or blanks alone, and are two classes")
+            return
+
+
+def _note_shared(rows: dict[str, Rows], notes: list[str]) -> None:
+    """Says so where validation or test rows stand in training too: their scores would flatter."""
+    trained = set(rows["train"].texts) if "train" in rows else set()
+    for split in ("validation", "test"):
+        count = sum(texts in trained for texts in rows[split].texts) if split in rows else 0
+        if count:
+            notes.append(f"{split}: {count:,} of {len(rows[split]):,} texts are training texts too")
 
 
 def _arrange(rows: dict[str, Rows], spec: DataSpec, kind: str, names: tuple[str, ...], notes: list[str]) -> None:

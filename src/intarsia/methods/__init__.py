@@ -35,6 +35,9 @@ METHODS: dict[str, type[Any]] = {
     )
 }
 
+LARGEST = 2**31
+"""No module has so many rows, and torch has no words for tensors that its counters do not hold."""
+
 
 def method_to_dict(method: Method) -> dict[str, Any]:
     """`{"name": "adapter", "width": 48, ...}`, plain json values, every field written out."""
@@ -66,6 +69,8 @@ def method_from_dict(values: Mapping[str, Any]) -> Method:
     for key, value in given.items():  # true is no number, whatever Python says
         if isinstance(value, bool) and not isinstance(getattr(made, key), bool):
             raise ConfigError(f"method {name}: {key}: expected a number, got {value!r}")
+        if isinstance(value, int) and abs(value) >= LARGEST:
+            raise ConfigError(f"method {name}: {key}: must be below {LARGEST}, got {value}; give a smaller one")
     return made
 
 

@@ -90,7 +90,7 @@ class BottleneckAdapter(Method):
     def bottleneck_width(self, hidden: int) -> int:
         """M for a site of this width."""
         factor = 16 if self.reduction_factor is None else self.reduction_factor
-        reduced = max(1, int(hidden // factor))
+        reduced = max(1, int(min(hidden // factor, 2**31)))  # a factor near 0 asks for more than torch can count
         if self.width is None:
             return reduced
         if self.reduction_factor is not None and self.width != reduced:

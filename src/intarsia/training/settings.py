@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
 Positive = Annotated[FiniteFloat, Field(gt=0, strict=True)]
 NotNegative = Annotated[FiniteFloat, Field(ge=0, strict=True)]
 Fraction = Annotated[FiniteFloat, Field(ge=0, lt=1, strict=True)]
-Count = Annotated[int, Field(ge=1, strict=True)]
+Count = Annotated[int, Field(ge=1, lt=2**63, strict=True)]
 
 
 class TrainSettings(BaseModel):

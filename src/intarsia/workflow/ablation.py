@@ -40,7 +40,7 @@ from intarsia.workflow.ablation_parts import (
     without,
 )
 from intarsia.workflow.reading import Source, columns_of, head_of, source_of, spec_of
-from intarsia.workflow.scoring import check_split, open_task, resident
+from intarsia.workflow.scoring import chosen_split, open_task, resident
 
 TIMED_BATCHES, REPEATS = 6, 3
 
@@ -75,7 +75,7 @@ class Ablation:
 def ablate(
     folder: Path | str,
     data: str | DataSpec | None = None,
-    split: str = "validation",
+    split: str | None = None,
     *,
     metric: str | None = None,
     most_rows: int | None = None,
@@ -86,11 +86,12 @@ def ablate(
 ) -> Ablation:
     """Scores a task folder's task on `data` (None: what it was trained on) again and again, with modules taken out.
 
-    metric: None: accuracy, f1, ... by the kind of task. most_rows: a sample drawn with a fixed seed. tolerance: share of the score
+    split: None: validation. metric: None: accuracy, f1, ... by the kind of task.
+    most_rows: a sample drawn with a fixed seed. tolerance: share of the score
     that the suggestion may lose. timed: whether speeds are measured. where: backbone, dtype, device, as for
     `open_task`. ConfigError for a task without modules.
     """
-    check_split(split)
+    split = chosen_split(split, data, "validation")
     task, backbone = open_task(Path(folder), **where)
     if not len(task.deltas):
         raise ConfigError(f"task {task.name!r} is a head alone ({task.method.name}): there is no module to take out")

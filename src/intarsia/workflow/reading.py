@@ -15,6 +15,7 @@ from intarsia.data import (
     encode,
     encode_generation,
 )
+from intarsia.data.files import encodes
 from intarsia.errors import ConfigError, DataError
 from intarsia.heads import Head
 from intarsia.rows import TARGET_LENGTH, longest_input
@@ -130,8 +131,10 @@ def origin(data: str | DataSpec | None) -> Path | DataSpec:
     if isinstance(data, DataSpec):
         return data
     assert data is not None
+    if not data.strip():
+        raise ConfigError("data is empty; give embedded:NAME, hub:NAME or a file")
     file = Path(data).expanduser()
-    return DataSpec(data=data) if ":" in data and not file.exists() else file
+    return DataSpec(data=data) if ":" in data and "://" not in data and not file.exists() else file
 
 
 def typed_rows(texts: Sequence[str | tuple[str, ...]], task: Task) -> Rows:
@@ -147,6 +150,8 @@ def typed_rows(texts: Sequence[str | tuple[str, ...]], task: Task) -> Rows:
             raise DataError(f"text {number} must be a str, got {type(wrong[0]).__name__}")
         if not row or not all(part.strip() for part in row):
             raise DataError(f"text {number} is empty; expected at least one word")
+        if not all(map(encodes, row)):
+            raise DataError(f"text {number} is no text: it holds half a surrogate pair, or bytes that are not UTF-8")
         if kind != "token-classification" and len(row) != columns:
             raise DataError(f"text {number}: task {task.name!r} takes {columns} text(s) per row, got {len(row)}")
         rows.append(row)

@@ -70,7 +70,7 @@ def open_task(
 def evaluate(
     folder: Folders,
     data: str | DataSpec | None = None,
-    split: str = "test",
+    split: str | None = None,
     *,
     combine: str | None = None,
     text_columns: Sequence[str] | None = None,
@@ -81,11 +81,11 @@ def evaluate(
 ) -> Evaluation:
     """Metrics of a saved task on one split of `data`: embedded:NAME, hub:NAME, a file, or None for what it was trained on.
 
-    Several folders: their tasks vote on each row, by `combine`, "majority" or "mean" (of the probabilities). generation:
-    settings to change for this call, such as {"beams": 5, "lowercase": True}. where: backbone, dtype, device, as `open_task`
-    takes them. DataError where a label is none of the task's.
+    split: None: test. Several folders: their tasks vote on each row, by `combine`, "majority" or "mean" (of the probabilities).
+    generation: settings to change for this call, such as {"beams": 5, "lowercase": True}. where: backbone, dtype, device, as
+    `open_task` takes them. DataError where a label is none of the task's.
     """
-    check_split(split)
+    split = chosen_split(split, data, "test")
     tasks, backbone = _open(folder, combine, where)
     task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if isinstance(data, DataSpec):
@@ -114,7 +114,7 @@ def predict(
     folder: Folders,
     texts: Sequence[str | tuple[str, ...]] | None = None,
     data: str | DataSpec | None = None,
-    split: str = "test",
+    split: str | None = None,
     *,
     combine: str | None = None,
     text_columns: Sequence[str] | None = None,
@@ -132,7 +132,7 @@ def predict(
         raise ConfigError(f"predict takes a list of texts, got one str; give [{texts[:40]!r}]")
     if (texts is None) == (data is None):
         raise ConfigError("predict needs texts or data: give --text (once for each text) or --data, not both")
-    check_split(split)
+    split = chosen_split(split, data, "test")
     tasks, backbone = _open(folder, combine, where)
     task, writing = tasks[0], _writing(tasks[0], backbone, generation)
     if texts is not None:
@@ -226,6 +226,12 @@ def _vote(
         return ensemble.answer(bank, tasks, source, combine, tick=tick, writing=writing)
 
 
-def check_split(split: str) -> None:
+def chosen_split(split: str | None, data: str | DataSpec | None, usual: str) -> str:
+    """The split that is asked for, else the usual one. ConfigError for an unknown one, and for one of a file."""
+    if split is None:
+        return usual
     if split not in SPLITS:
         raise ConfigError(f"split must be one of {', '.join(SPLITS)}, got {split!r}{nearest(split, SPLITS)}")
+    if data is not None and isinstance(file := origin(data), Path):
+        raise ConfigError(f"{file} is a file, which has no splits: all its rows are read; leave --split {split} out")
+    return split
