@@ -217,6 +217,21 @@ def test_no_more_than_the_limit_is_kept_and_the_rest_is_computed():
     assert (len(trunk), trunk.used) == (2, 6 * size)
 
 
+def test_filling_ends_with_the_first_rows_that_have_no_room():
+    """They would be computed and thrown away, as would all that come behind them."""
+    backbone = exact("bert")
+    size = backbone.hidden * backbone.dtype.itemsize
+    batches = [padded("bert", lengths=(5,) * 8, seed=seed) for seed in range(6)]
+    calls = count_calls(backbone)
+    trunk = ReusedTrunk(backbone, below=1, limit=70 * size)  # of 8 rows of 5 tokens once, not twice
+    assert trunk.fill(batches) == len(trunk) == 8
+    assert calls[0] == 2
+    assert (
+        ReusedTrunk(backbone, below=1, limit=0).fill(batches[:1] + [padded("bert", lengths=(n,)) for n in (9, 7)]) == 0
+    )
+    assert calls[0] == 3
+
+
 def test_states_in_a_folder_are_the_same_and_leave_no_file(tmp_path):
     backbone = wrap("bert")
     batch = padded("bert")

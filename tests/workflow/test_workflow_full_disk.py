@@ -10,7 +10,7 @@ import intarsia
 from intarsia.backbone import Backbone
 from intarsia.errors import DiskError
 from intarsia.task import Task
-from intarsia.training import Failed
+from intarsia.training import Failed, loggers
 from intarsia.workflow.compare import compare
 from intarsia.workflow.compare.settings import from_mapping
 from workflow.compare_standins import FakePack, ledger_lines
@@ -150,3 +150,35 @@ def test_a_full_disk_under_a_comparisons_own_files_is_one_clear_line(
     resume = (tmp_path / "out/ledger.jsonl").exists()
     assert compare(settings, backbone=loaded, packs=FakePack(lambda run: 0.9), resume=resume).best.family
     assert not list((tmp_path / "out").rglob("*.tmp"))
+
+
+class FullLogger:
+    """Has no room for its first lines, or for its last."""
+
+    def __init__(self, at: str, out: Path, _config: dict) -> None:
+        self.at, self.out = at, out
+        self.check("begin")
+
+    def check(self, at: str) -> None:
+        if self.out.name == "a" and at == self.at:
+            raise FULL
+
+    def log(self, step, values): ...
+
+    def close(self) -> None:
+        self.check("end")
+
+
+@pytest.mark.parametrize("at", ["begin", "end"])
+def test_a_logger_without_room_is_its_own_runs_trouble(at, backbone, files, tmp_path, monkeypatch):
+    shared = given(backbone, files, tmp_path, monkeypatch) | {"log": "tensorboard"}
+    monkeypatch.setitem(loggers._BY_NAME, "tensorboard", lambda out, config: FullLogger(at, out, config))
+    runs = [{"method": "head", "out": tmp_path / name} for name in "ab"]
+    failed, trained = intarsia.train_pack(runs, **shared)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, DiskError)
+    assert "cannot write: No space left on device" in failed.message
+    assert trained.metrics["validation"]
+    assert (tmp_path / "a" / "task.json").exists() == (at == "end")
+    with pytest.raises(DiskError, match="the logger of"):
+        intarsia.train(**shared, method="head", out=tmp_path / "alone" / "a")

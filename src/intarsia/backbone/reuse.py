@@ -106,8 +106,8 @@ class ReusedTrunk:
         return {**batch, f"{ENTRY}{self.below}": out.view(*mask.shape, -1)}
 
     def fill(self, batches: Iterable[Mapping[str, Tensor]]) -> int:
-        """Computes ahead the rows of these batches, in full batches of like length, until all are kept or there is no more room.
-        Returns how many were computed."""
+        """Computes ahead the rows of these batches, in full batches of like length, until all are kept or some had no room.
+        Returns how many were kept."""
         waiting: dict[int, dict[bytes, Row]] = {}
         before = len(self)
         for batch in batches:
@@ -119,10 +119,11 @@ class ReusedTrunk:
                 alike[key] = row
                 if len(alike) == self._count:
                     self._computed(waiting.pop(self._padded(row)))
-            if self.used >= self.limit:
-                return len(self) - before
+                    if key not in self._rows:
+                        return len(self) - before
         for alike in waiting.values():
-            self._computed(alike)
+            if not self._computed(alike).keys() <= self._rows.keys():
+                break
         return len(self) - before
 
     # -- computing -----------------------------------------------------------------------------------------------------

@@ -70,5 +70,6 @@ def finish(run: "Member") -> FitResult:
         test=run.tested,
     )
     run.record.end(asdict(result))
-    (out / FILE).unlink(missing_ok=True)
+    with disk_errors("the end of the run", out):
+        (out / FILE).unlink(missing_ok=True)
     return result

@@ -1,9 +1,11 @@
 """Optional experiment loggers. None of them is needed to train; `metrics.jsonl` always holds everything."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from intarsia.errors import ConfigError, nearest
+from intarsia.errors import ConfigError, DiskError, nearest
 
 
 class Logger(Protocol):
@@ -14,15 +16,28 @@ class Logger(Protocol):
 def open_logger(name: str, out: Path, config: dict[str, Any]) -> Logger:
     """The logger by name. config: what the run is, shown beside its curves.
 
-    ConfigError for an unknown name, or one whose package is not installed.
+    ConfigError for an unknown name, or one whose package is not installed; DiskError where it cannot begin.
     """
     if name not in _BY_NAME:
         raise ConfigError(f"log must be one of {', '.join(LOGGERS)}, got {name!r}{nearest(name, LOGGERS)}")
     try:
-        return _BY_NAME[name](out, config)
+        with logger_errors(out):
+            return _BY_NAME[name](out, config)
     except ImportError as error:
         raise ConfigError(
             f"--log {name} needs the package {name}, which is not installed: pip install {name}"
+        ) from error
+
+
+@contextmanager
+def logger_errors(out: Path) -> Iterator[None]:
+    """What the disk or the network under a logger does, as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise DiskError(
+            f"the logger of {out} cannot write: {error.strerror or error}; what was kept of the run is intact; "
+            "go on with --resume, and without --log if it cannot be mended"
         ) from error
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from intarsia.errors import ConfigError, DataError, IntarsiaError
 from intarsia.modes import own_modes
-from intarsia.training.checkpoint import FILE, read_checkpoint
+from intarsia.training.checkpoint import FILE, disk_errors, read_checkpoint
 from intarsia.training.curve import draw_run
 from intarsia.training.generating import validation_metric
 from intarsia.training.keeping import fold, restore
@@ -178,7 +178,8 @@ def _finished(record: RunRecord, bank: Any, task: Any, identity: Mapping[str, An
     fold(bank, task)
     task.load_tensors(saved.tensors())
     task.metrics = dict(saved.metrics)
-    (record.out / FILE).unlink(missing_ok=True)
+    with disk_errors("the end of the run", record.out):
+        (record.out / FILE).unlink(missing_ok=True)
     result = FitResult(**facts["result"])
     report.say(f"{record.out} holds a finished run ({result.steps} steps); nothing is left to train")
     return result

@@ -24,7 +24,7 @@ from intarsia.training.evaluation import Scores, evaluate
 from intarsia.training.generating import Writing, wants_texts
 from intarsia.training.interrupt import CtrlC
 from intarsia.training.keeping import save
-from intarsia.training.loggers import Logger
+from intarsia.training.loggers import Logger, logger_errors
 from intarsia.training.metrics import higher_is_better
 from intarsia.training.optim import OptimizerState
 from intarsia.training.progress import Reporter
@@ -174,14 +174,22 @@ class Member:
                 raise TrainingError(self._not_finite(what, step))
         self.state.window += values
 
+    def place(self) -> str:
+        """Where it is, and what is kept of it."""
+        return f"after step {self.state.step} of {self.total}; {self._kept()}"
+
+    def _kept(self) -> str:
+        return f"the checkpoint of step {self.saved_at} is intact" if self.saved_at else "there was no checkpoint yet"
+
     def _not_finite(self, what: str, step: int) -> str:
-        kept = f"the checkpoint of step {self.saved_at} is intact" if self.saved_at else "there was no checkpoint yet"
         advice = (
             "no step had been taken, so the backbone or the labels give it: try --dtype float32"
             if step == 1
             else "try a lower --lr (a third), a longer warm-up, or --dtype float32; --resume would meet it again"
         )
-        return f"{what} at step {step} of {self.total}, learning rate {self.rate(step - 1):.3g}; {kept}; {advice}"
+        return (
+            f"{what} at step {step} of {self.total}, learning rate {self.rate(step - 1):.3g}; {self._kept()}; {advice}"
+        )
 
     def log(self) -> None:
         self.read_losses()
@@ -234,7 +242,8 @@ class Member:
         epoch = round(step / self.steps_per_epoch, 4)
         self.record.append({"step": step, "epoch": epoch, **values})
         if self.logger is not None:
-            self.logger.log(step, {"epoch": epoch, **values})
+            with logger_errors(self.record.out):
+                self.logger.log(step, {"epoch": epoch, **values})
 
     def lap(self) -> float:
         """Seconds since the last call; all of them count in the run's time."""

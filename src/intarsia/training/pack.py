@@ -14,6 +14,7 @@ from intarsia.errors import IntarsiaError
 from intarsia.training.interrupt import CtrlC, Stopped
 from intarsia.training.keeping import finish, save
 from intarsia.training.member import Member
+from intarsia.training.own_errors import MAYBE_OWN, own_error
 from intarsia.training.state import FitResult
 from intarsia.training.steppers import PlainStepper, Stepper
 
@@ -98,10 +99,11 @@ def _all_saved(members: Sequence[Member], *, alone: bool) -> str:
                 raise member.failed
             member.read_losses()
             save(member)
-        except IntarsiaError as error:
+        except MAYBE_OWN as error:
+            failed = own_error(error, member.place())
             if alone:
-                raise
-            member.report.say(str(error))
+                raise failed from None
+            member.report.say(str(failed))
         else:
             at = f"at step {member.state.step} of {member.total}"
             saved.append(at if alone else f"{member.name} {at}")
@@ -116,8 +118,8 @@ def _look(members: Sequence[Member], ctrl_c: CtrlC) -> dict[Member, Failed | Non
         if member.failed is None:
             try:
                 goes_on = member.look(ctrl_c)
-            except IntarsiaError as error:
-                member.failed = error
+            except MAYBE_OWN as error:
+                member.failed = own_error(error, member.place())
             else:
                 if not goes_on:
                     over[member] = None
@@ -129,13 +131,13 @@ def _look(members: Sequence[Member], ctrl_c: CtrlC) -> dict[Member, Failed | Non
 def _step(stepper: Stepper) -> None:
     try:
         stepper.step()
-    except IntarsiaError as error:
+    except MAYBE_OWN as error:
         for member in stepper.members:
-            member.failed = error
+            member.failed = own_error(error, member.place())
 
 
 def _finished(member: Member) -> FitResult | Failed:
     try:
         return finish(member)
-    except IntarsiaError as error:
-        return Failed(name=member.name, error=error)
+    except MAYBE_OWN as error:
+        return Failed(name=member.name, error=own_error(error, member.place()))

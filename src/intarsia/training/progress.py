@@ -157,11 +157,16 @@ class LivePackReporter:
         """Changes a bar."""
         self._bars.update(task, **values)
 
-    def remove(self) -> None:
-        """One run has ended; its bar stays."""
+    def remove(self, task: Any) -> None:
+        """One run has ended; its bar stays, but not in the way of those that the terminal has no line for. In the end all are
+        there."""
         self._running -= 1
         if not self._running:
+            for each in self._bars.task_ids:
+                self._bars.update(each, visible=True)
             self._bars.stop()
+        elif sum(each.visible for each in self._bars.tasks) > self._console.height:
+            self._bars.update(task, visible=False)
 
 
 class LiveReporter:
@@ -190,25 +195,55 @@ class LiveReporter:
 
     def stop(self) -> None:
         if self._task is not None:
+            self._bars.remove(self._task)
             self._task = None
-            self._bars.remove()
 
 
 def _bars(console: Any) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
+    from rich.text import Text
 
-    return Progress(
-        TextColumn("{task.description}", markup=False),  # a run's name may hold brackets
-        BarColumn(bar_width=None),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TextColumn("[bold]{task.fields[score]}"),
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        TextColumn("left"),
-        console=console,
-        expand=True,
+    class Name(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(_cut(task.description, console.width // 4))
+
+    class Score(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            score, loss = task.fields["score"], task.fields["loss"]
+            return Text(score or ("" if bars.room() >= with_loss else loss), style="bold")
+
+    class Bars(Progress):
+        def room(self) -> int:
+            """What names leave of a line."""
+            return console.width - min(
+                console.width // 4, max((len(task.description) for task in self.tasks), default=0)
+            )
+
+        def get_renderables(self) -> Any:
+            room = self.room()
+            self.columns = tuple(column for least, column in columns if room >= least)
+            return super().get_renderables()
+
+    with_loss = 38
+    columns = (  # each with the room from which it is shown
+        (0, Name(Column(no_wrap=True))),
+        (60, BarColumn(bar_width=None)),
+        (0, MofNCompleteColumn(table_column=Column(no_wrap=True))),
+        (with_loss, TextColumn("{task.fields[loss]}")),
+        (0, Score(Column(no_wrap=True))),
+        (70, TextColumn("{task.fields[speed]}")),
+        (52, TimeRemainingColumn(table_column=Column(no_wrap=True))),
+        (52, TextColumn("left")),
     )
+    bars = Bars(console=console, expand=True)
+    return bars
+
+
+def _cut(name: str, room: int) -> str:
+    """Without its middle where it is too long: names of one pack may differ at either end."""
+    half = max(1, room - 1) // 2
+    return name if len(name) <= room else f"{name[: max(1, room - 1) - half]}…{name[-half:]}"
 
 
 def _evaluation(metrics: dict[str, float], metric: str, best: bool) -> str:

@@ -62,7 +62,8 @@ class RunRecord:
             import fcntl
         except ImportError:  # Windows
             return
-        self._folder = os.open(self.out, os.O_RDONLY)
+        with disk_errors("a run", self.out):  # one may write in it and not read it, or too many files are open
+            self._folder = os.open(self.out, os.O_RDONLY)
         try:
             fcntl.flock(self._folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -9,6 +9,7 @@ from intarsia.errors import ConfigError, IntarsiaError
 from intarsia.modes import own_modes
 from intarsia.training import Failed, FitResult, SilentReporter, draw_run, fit_pack
 from intarsia.training.member import Member, Prune
+from intarsia.training.own_errors import MAYBE_OWN, own_error
 from intarsia.training.progress import PackReporter
 from intarsia.workflow.scoring import resident
 from intarsia.workflow.sections import RunSettings
@@ -47,8 +48,9 @@ def run_pack(
             ready[name_of(settings)] = prepare(
                 settings, resume=resume, score_test=score_test, backbone=backbone, load=load
             )
-        except IntarsiaError as error:
-            found[name_of(settings)] = Failed(name=name_of(settings), error=error)
+        except MAYBE_OWN as error:
+            own = own_error(error, "before its first step")
+            found[name_of(settings)] = Failed(name=name_of(settings), error=own)
     if not ready:
         return [found[name_of(settings)] for settings in runs]
     with resident(backbone, [one.task for one in ready.values()]) as bank, ExitStack() as loggers:
@@ -57,19 +59,29 @@ def run_pack(
             for note in _notes(ready):
                 report.say(note)
         entries = []
+
+        def close(name: str, opened: ExitStack) -> None:
+            try:
+                opened.close()
+            except IntarsiaError as error:
+                if not isinstance(found.get(name), Failed):
+                    found[name] = Failed(name=name, error=error)
+
         for name, one in ready.items():
             try:
-                logger = loggers.enter_context(logging(one.settings))
-            except IntarsiaError as error:  # its package is not installed
+                logger = (opened := ExitStack()).enter_context(logging(one.settings))
+            except IntarsiaError as error:  # its package is not installed, or its disk is full
                 found[name] = Failed(name=name, error=error)
                 continue
+            loggers.callback(close, name, opened)
             entries.append(one.entry(reporters[name], logger))
 
         def score(name: str, result: FitResult | Failed) -> None:
             try:
                 found[name] = result if isinstance(result, Failed) else ready[name].trained(bank, result)
-            except IntarsiaError as error:
-                found[name] = Failed(name=name, error=error)
+            except MAYBE_OWN as error:
+                own = own_error(error, "while its test rows were scored; the task is saved")
+                found[name] = Failed(name=name, error=own)
 
         def ended(member: Member, result: FitResult | Failed) -> None:
             score(member.name, result)

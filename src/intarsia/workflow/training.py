@@ -30,6 +30,7 @@ from intarsia.training import (
     validation_metric,
 )
 from intarsia.training.checkpoint import disk_errors
+from intarsia.training.loggers import logger_errors
 from intarsia.training.packed import arranged
 from intarsia.workflow.asked import check_out, check_slots, new_head, units_of, wants_test
 from intarsia.workflow.reading import Source, longest_label, scored_together, source_of
@@ -186,7 +187,8 @@ def logging(settings: RunSettings) -> Iterator[Logger | None]:
         yield logger
     finally:
         if logger is not None:
-            logger.close()
+            with logger_errors(settings.out):  # it may write its last lines now
+                logger.close()
 
 
 def _new_task(settings: RunSettings, head: Head, backbone: Backbone) -> Task:
