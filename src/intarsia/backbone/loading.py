@@ -37,14 +37,16 @@ def choose_device(name: str | torch.device) -> torch.device:
         raise ConfigError(f"unknown device {name!r}; give auto, cpu, cuda or cuda:N.") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"device {name!r} was asked for, but torch sees no CUDA device here; give --device cpu.")
-    try:
-        torch.zeros(
-            1, device=device
-        ).item()  # torch knows names of many devices that it was not built for, and one without numbers
-    except (RuntimeError, AssertionError, ImportError):
-        raise ConfigError(
-            f"torch cannot compute on device {str(name)!r} here; give auto, cpu, cuda or cuda:N."
-        ) from None
+    if device.type not in (
+        "cpu",
+        "cuda",
+    ):  # torch knows names of many that it was not built for, and one without numbers
+        try:
+            torch.zeros(1, device=device).item()
+        except (RuntimeError, AssertionError, ImportError):
+            raise ConfigError(
+                f"torch cannot compute on device {str(name)!r} here; give auto, cpu, cuda or cuda:N."
+            ) from None
     return device
 
 
