@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from intarsia import ops
 from intarsia.ops.frozen import side_by_side
@@ -156,6 +157,46 @@ def test_what_it_does_not_know_is_left_to_torch():
     assert not native.takes(q[..., :16], k[..., :16], None)
     assert not native.takes(q[:0], k[:0], None)
     assert not native.takes(q, k, torch.zeros(1, 1, 4, 4))
+
+
+@there
+def test_machine_code_that_computes_something_else_is_not_used(monkeypatch, caplog):
+    """Of a compiler, a processor or a system with a fault: queries and keys in each other's place, and a gradient too few."""
+    right = native._run
+
+    def swapped(name, shape, *more):
+        q, k, *rest = more if name == "attention_forward" else more[1:]
+        right(name, shape, *more[: len(more) - len(rest) - 2], k, q, *rest)
+
+    def forgetful(name, *more):
+        right(name, *more[:-1], None if name == "attention_backward" else more[-1])
+
+    for wrong in (swapped, forgetful):
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "_run", wrong)
+            assert not native._agrees()
+            caplog.clear()
+            assert native.kernels.__wrapped__() is None
+            assert "computes something else than attention" in caplog.text
+    assert native._agrees()
+
+
+@there
+def test_it_is_tried_out_of_the_callers_modes():
+    """Checkpointing counts what is saved, and would count the trial's, too."""
+    native.kernels.cache_clear()
+    inputs = [x.requires_grad_() for x in draw(SIZES["MRPC's"])]
+
+    def run(q, k, v):
+        return ops.product_attention(q, k, v, None, 0.3)
+
+    out = torch.utils.checkpoint.checkpoint(run, *inputs, use_reentrant=False)
+    grads = torch.autograd.grad(out.sum(), inputs)
+    same = torch.autograd.grad(run(*inputs).sum(), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(grads, same, strict=True))
+    native.kernels.cache_clear()
+    with torch.inference_mode(), torch.autocast("cpu"):
+        assert native.kernels() is not None
 
 
 PROGRAM = """

@@ -7,15 +7,19 @@ B rows, H heads, T queries, S keys, D width of a head.
 """
 
 import ctypes
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
+from torch.nn import functional as F
 
 from intarsia.ops.native.compiled import library
 
+log = logging.getLogger("intarsia.native")
 FULL = 32
 """What heads' widths are multiples of: a row of AMX's registers."""
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
@@ -34,9 +38,35 @@ class _Shape(ctypes.Structure):
 
 @cache
 def kernels() -> ctypes.CDLL | None:
-    """The compiled attention.c; None where it cannot be compiled or run."""
+    """The compiled attention.c; None where it cannot be compiled or run, or computes something else, which the log says."""
+    if (found := _loaded()) is None:
+        return None
+    with ThreadPoolExecutor(1) as fresh:  # it has none of the caller's modes and hooks (autocast, checkpointing)
+        if fresh.submit(_agrees).result():
+            return found
+    log.warning("attention.c as compiled here computes something else than attention, so torch computes it")
+    return None
+
+
+@cache
+def _loaded() -> ctypes.CDLL | None:
     found = library("attention")
     return found if found is not None and found.attention_ready() else None
+
+
+def _agrees() -> bool:
+    """Whether a small attention and its gradients are what they are in float64: nobody else has seen this machine code yet."""
+    g = torch.Generator().manual_seed(0)
+    draws = torch.randn(4, 2, 2, 70, 32, generator=g, dtype=torch.float32).bfloat16()
+    mask = torch.arange(70)[None, None, None, :] < torch.tensor([70, 41])[:, None, None, None]
+    q, k, v, grad = (x.clone().requires_grad_() for x in draws)
+    wide = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    out = attention(q, k, v, mask, 0.2)
+    same = F.scaled_dot_product_attention(wide[0], wide[1], wide[2], mask, scale=0.2)
+    found = [out, *torch.autograd.grad(out, (q, k, v), grad.detach())]
+    wanted = [same, *torch.autograd.grad(same, wide, grad.detach().double())]
+    pairs = zip(found, wanted, strict=True)
+    return all(bool((one - other).abs().max() < 0.02 * other.abs().max()) for one, other in pairs)
 
 
 def takes(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
@@ -110,5 +140,5 @@ def _shape(q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None, sc
 
 def _run(name: str, *arguments: Any) -> None:
     pointers = [_POINTER(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
-    if getattr(kernels(), name)(*pointers):
+    if getattr(_loaded(), name)(*pointers):
         raise MemoryError("there is no memory left for attention; use smaller batches")
