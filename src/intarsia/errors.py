@@ -43,6 +43,14 @@ class DiskError(TrainingError):
     """A file cannot be written, as on a full disk; the run itself is not at fault, and goes on once it can be."""
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """torch says it in the words of a RuntimeError, other ones for a CPU (on Linux and macOS, on Windows) than for a GPU."""
+    said = ("can't allocate memory", "not enough memory", "out of memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(one in str(error) for one in said)
+    )
+
+
 def nearest(name: str, known: list[str] | tuple[str, ...]) -> str:
     """`; did you mean 'x'?` for a misspelt name, else an empty string."""
     import difflib

@@ -63,7 +63,12 @@ def too_much():
     return caught.value
 
 
-@pytest.mark.parametrize("error", [too_much, MemoryError, torch.OutOfMemoryError], ids=lambda e: e.__name__)
+def too_much_on_a_gpu():
+    """And what it raises there."""
+    return torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("error", [too_much, MemoryError, too_much_on_a_gpu], ids=lambda e: e.__name__)
 def test_a_run_for_which_memory_is_short_leaves_and_the_others_end_as_they_would(error, tmp_path):
     result = spoiled(tmp_path, train=Failing(8, error()))
     assert isinstance(result, Failed)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from intarsia.cli.stopping import INTERRUPTED, end_at_once, end_cleanly_in_imports
-from intarsia.errors import IntarsiaError
+from intarsia.errors import IntarsiaError, is_out_of_memory
 
 if TYPE_CHECKING:
     from typer.exceptions import TyperException
@@ -55,7 +55,7 @@ def _run(argv: Sequence[str] | None) -> int:
     except OSError as error:
         return _fail(_system(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         return _fail(_memory(error))
     if status == INTERRUPTED:  # typer turns Ctrl-C into this status without a word
@@ -83,13 +83,6 @@ def _usage(error: "TyperException") -> str:
 def _system(error: OSError) -> str:
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """torch says it in the words of a RuntimeError, other ones for a CPU (can't allocate, not enough) than for a GPU."""
-    return isinstance(error, MemoryError) or any(
-        words in str(error) for words in ("can't allocate memory", "not enough memory", "out of memory")
-    )
 
 
 def _memory(error: Exception) -> str:

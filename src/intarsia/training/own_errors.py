@@ -1,21 +1,16 @@
 """Errors that are one run's own: it is Failed, and the others of its pack go on. All else is a bug, and ends the pack loudly."""
 
-import torch
-
-from intarsia.errors import IntarsiaError, TrainingError
+from intarsia.errors import IntarsiaError, TrainingError, is_out_of_memory
 
 MAYBE_OWN = (IntarsiaError, MemoryError, RuntimeError)
 """What to catch, and to ask `own_error` about. torch says that memory is short by a RuntimeError."""
-_ON_A_CPU = ("can't allocate memory", "not enough memory: you tried to allocate")
-"""What torch's own allocator says, on Linux and macOS and on Windows."""
 
 
 def own_error(error: Exception, where: str) -> IntarsiaError:
     """As what it is to be told; raises it again where it is no run's own. where: which run or step, and what is kept of it."""
     if isinstance(error, IntarsiaError):
         return error
-    short = isinstance(error, MemoryError | torch.OutOfMemoryError) or any(said in str(error) for said in _ON_A_CPU)
-    if not short:
+    if not is_out_of_memory(error):
         raise error
     # Not linked to `error`, whose frames hold the tensors that the others want the room of.
     return TrainingError(
