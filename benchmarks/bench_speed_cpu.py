@@ -7,6 +7,8 @@
 MRPC's training pairs over MiniLM, 16 rows a step, at most 128 tokens. Each measurement is a process of its own, so that its peak
 memory is its own; the order of the jobs turns round at each round, so that a machine that warms up or gets busy favours none.
 Speed is real tokens a second over the timed steps: padding counts for nothing; loading, tokenising and warm-up are not timed.
+With `--turn 4` all jobs are there at once, and one after the other takes four steps while the others wait, on the same processors:
+what neighbours of the machine disturb they disturb for all.
 
     ours:METHOD:SETTINGS           default; first-token: a head that reads the first token's state, as transformers' own and so the
                                    peers' do (ours reads the mean); or a dtype by name
@@ -69,7 +71,7 @@ def measure(job: str, args: argparse.Namespace) -> list[dict[str, Any]]:
         from benchmarks import speed_cpu_peers
 
         return speed_cpu_peers.quality(who, what[0], what[1], int(what[2]), args.data, args.model, args.device)
-    clock = Clock(args.warmup, args.steps)
+    clock = Clock(args.warmup, args.steps, args.turn)
     if kind in ("peft", "adapters"):
         from benchmarks import speed_cpu_peers
 
@@ -131,21 +133,42 @@ def run_child(job: str, args: argparse.Namespace) -> list[dict[str, Any]]:
 
 def on_place(job: str, args: argparse.Namespace, place: Sequence[object]) -> list[dict[str, Any]]:
     """One measurement on these processors."""
-    python, more = place_of_peers(args.peers) if "adapters:" in job else (sys.executable, {})
     if args.quietest:
-        asked = [sys.executable, "-m", "benchmarks.quiet_cores", str(args.cores)]
-        place = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip().split(",")
-    command = ["taskset", "-c", ",".join(map(str, place))] if args.cores else []
-    command += [python, "-m", "benchmarks.bench_speed_cpu", "--job", job, "--data", str(args.data)]
-    command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--device", args.device, "--model", minilm()]
-    env = {k: v for k, v in os.environ.items() if (args.parallel > 1 and not args.cores) or k != "OMP_NUM_THREADS"}
-    env |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | more
+        place = quietest(args.cores)
+    command, env = child(job, args, place)
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=args.limit)
     except subprocess.TimeoutExpired:
         return [{"failed": f"took more than {args.limit:g} s"}]
     line = next((line for line in done.stdout.splitlines() if line.startswith("RESULT ")), None)
     return json.loads(line[7:]) if line else [{"failed": (done.stderr.strip().splitlines() or ["?"])[-1][:300]}]
+
+
+def quietest(count: int) -> list[int]:
+    """So many processors; in a process of its own, since this one stays without torch."""
+    command = [sys.executable, "-m", "benchmarks.quiet_cores", str(count)]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return [int(core) for core in said.strip().split(",")]
+
+
+def child(job: str, args: argparse.Namespace, place: Sequence[object]) -> tuple[list[str], dict[str, str]]:
+    """The command of a measuring process on these processors, and its environment."""
+    python, more = place_of_peers(args.peers) if "adapters:" in job else (sys.executable, {})
+    command = ["taskset", "-c", ",".join(map(str, place))] if args.cores else []
+    command += [
+        python,
+        "-m",
+        "benchmarks.bench_speed_cpu",
+        "--job",
+        job,
+        "--data",
+        str(args.data),
+        "--turn",
+        str(args.turn),
+    ]
+    command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--device", args.device, "--model", minilm()]
+    env = {k: v for k, v in os.environ.items() if (args.parallel > 1 and not args.cores) or k != "OMP_NUM_THREADS"}
+    return command, env | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"} | more
 
 
 def wait_for_quiet(limit: float) -> None:
@@ -199,6 +222,12 @@ def main() -> None:
     parser.add_argument(
         "--quietest", action="store_true", help="those --cores that neighbours use least, found before each measurement"
     )
+    parser.add_argument(
+        "--turn",
+        type=int,
+        default=0,
+        help="steps that each job takes before it is the next one's turn; all are there at once",
+    )
     parser.add_argument("--peers", type=Path, default=Path(".peers"), help="where adapters is, or is to be installed")
     parser.add_argument("--report", type=Path, nargs="+", help="write results/NAME from these files")
     parser.add_argument("--name", default="speed_cpu", help="of the page: speed_cpu, or speed_cpu_amx")
@@ -216,7 +245,11 @@ def main() -> None:
     if not (args.data and args.out):
         parser.error("give --data and --out, or --report")
     jobs, args.places = asked(args.jobs), places_of(args)
-    for turn in range(args.rounds):
+    if args.turn:
+        from benchmarks.speed_cpu_turns import in_turns
+
+        in_turns(jobs, args)
+    for turn in range(0 if args.turn else args.rounds):
         again = [job for job in jobs if turn == 0 or not job.startswith("quality:")]
         with ThreadPoolExecutor(args.parallel) as pool:
             list(pool.map(lambda job: one(job, args), again if turn % 2 == 0 else again[::-1]))

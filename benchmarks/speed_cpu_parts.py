@@ -4,9 +4,11 @@ import csv
 import importlib.util
 import os
 import resource
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROWS = 16
 MAX_LENGTH = 128
@@ -19,43 +21,60 @@ EPOCHS = 3
 class Clock:
     """Told of every batch and every finished step; knows the tokens, seconds and memory of the timed ones."""
 
-    def __init__(self, warmup: int, steps: int) -> None:
-        self.warmup, self.total = warmup, warmup + steps
+    def __init__(self, warmup: int, steps: int, turn: int = 0) -> None:
+        """turn: after so many timed steps, and before the first of them, it says TURN on standard output and waits for a line on
+        standard input; 0: never."""
+        self.warmup, self.total, self.turn = warmup, warmup + steps, turn
         self.batches: list[int] = []
-        self.ends: list[float] = []
-        """When the last warm-up step and each timed one ended."""
+        self.spans: list[float] = []
+        """Seconds of each timed step."""
         self.done = 0
-        self.began = self.seconds = self.peak_mib = self.others = 0.0
+        self.peak_mib = self._others = 0.0
+        self._since = self._busy = 0.0
 
     def step(self) -> None:
+        now = time.perf_counter()
         self.done += 1
-        if self.warmup <= self.done <= self.total:
-            self.ends.append(time.perf_counter())
-        if self.done == self.warmup:
-            self.began, self.others = time.perf_counter(), busy_elsewhere()
+        if self.warmup < self.done <= self.total:
+            self.spans.append(now - self._since)
+        timed = self.done - self.warmup
+        ends_turn = timed >= 0 and self.turn and timed % self.turn == 0
+        if self.spans and (ends_turn or self.done == self.total):
+            self._others += busy_elsewhere() - self._busy
         if self.done == self.total:
-            self.seconds = time.perf_counter() - self.began
-            self.others = (busy_elsewhere() - self.others) / self.seconds / (os.cpu_count() or 1)
             # Now, and not at the end of the process: what is written after training is not part of a step.
             self.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        elif ends_turn:
+            print("TURN", flush=True)
+            sys.stdin.readline()
+        if timed == 0 or ends_turn:
+            self._busy = busy_elsewhere()
+        self._since = time.perf_counter()
 
-    def result(self) -> dict[str, float]:
+    def result(self) -> dict[str, Any]:
         # A loader may have fetched a batch ahead; batches are used in the order in which they are made.
-        each = self.batches[self.warmup : self.total]
-        tokens, size = sum(each), min(SPELL, len(each))
-        spells = [
-            sum(each[at : at + size]) / (self.ends[at + size] - self.ends[at]) for at in range(len(each) - size + 1)
-        ]
+        each, seconds = self.batches[self.warmup : self.total], sum(self.spans)
+        spells = _rates(each, self.spans, min(SPELL, len(each)), 1)
+        turns = (
+            {"turns": [round(rate, 1) for rate in _rates(each, self.spans, self.turn, self.turn)]} if self.turn else {}
+        )
         return {
-            "tokens_per_second": round(tokens / self.seconds, 1),
+            "tokens_per_second": round(sum(each) / seconds, 1),
             "slowest_spell": round(min(spells), 1),
             "fastest_spell": round(max(spells), 1),
-            "ms_per_step": round(1e3 * self.seconds / (self.total - self.warmup), 1),
+            "ms_per_step": round(1e3 * seconds / (self.total - self.warmup), 1),
             "peak_mib": round(self.peak_mib),
-            "others": round(self.others, 3),
+            "others": round(self._others / seconds / (os.cpu_count() or 1), 3),
             "steps": self.total - self.warmup,
             "warmup": self.warmup,
+            **turns,
         }
+
+
+def _rates(tokens: Sequence[int], seconds: Sequence[float], size: int, apart: int) -> list[float]:
+    """Tokens a second of so many steps, from each `apart`-th step on."""
+    begins = range(0, len(tokens) - size + 1, apart)
+    return [sum(tokens[at : at + size]) / sum(seconds[at : at + size]) for at in begins]
 
 
 def busy_elsewhere() -> float:

@@ -1,5 +1,5 @@
-"""A trunk whose frozen layers share products, or have them in oneDNN's own layout (forced in fp32 here, since few machines that
-test have AMX), computes as any other."""
+"""A trunk whose frozen layers share products, or have them by a kernel of ours (as where there is AMX, which few machines that test
+have), computes as any other."""
 
 import copy
 
@@ -10,32 +10,40 @@ from torch.nn import functional as F
 
 import tiny
 from intarsia import Backbone, Head, Task, TaskBank
-from intarsia.backbone import backbone as module
 from intarsia.backbone import frozen_linear
 from intarsia.methods import METHODS
+from intarsia.ops.native import products
 from intarsia.training import TrainSettings
 from intarsia.training.packed import arranged
 from methods.every import stir
 
 OPTIONS = {"prompt": {"init": "uniform"}}
-pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+there = pytest.mark.skipif(not products.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """on -> a backbone, with its products reordered or plain."""
+    """on -> a backbone, with its products by the kernel or plain."""
     tiny.build("bert").save_pretrained(tmp_path)
 
-    def loaded(on, dtype="float32"):
-        monkeypatch.setattr(module, "wants_reordered", lambda dtype, device: on)
-        return Backbone.load(str(tmp_path), dtype=dtype, device="cpu")
+    def loaded(on, dtype="bfloat16"):
+        monkeypatch.setattr(products, "amx", lambda: on)
+        backbone = Backbone.load(str(tmp_path), dtype=dtype, device="cpu")
+        monkeypatch.setattr(products, "amx", lambda: False)
+        return backbone
 
     return loaded
 
 
 @pytest.fixture
-def reordered(load):
+def paneled(load):
     return load(True)
+
+
+def near(found, wanted):
+    """Within some roundings of bf16 of the largest."""
+    wanted = wanted.double()
+    torch.testing.assert_close(found.double(), wanted, rtol=2e-2, atol=1e-2 * float(wanted.detach().abs().max()) + 1e-6)
 
 
 def step(backbone, method):
@@ -51,120 +59,114 @@ def step(backbone, method):
     return loss.detach(), {name: x.grad for name, x in task.named_parameters() if x.grad is not None}
 
 
+@there
 @pytest.mark.parametrize(
     "method", ["adapter", "lora", "prefix", "prompt", "bitfit", "layer-norm", "full", "top-layers", "head"]
 )
-def test_losses_and_gradients_are_the_plain_trunks(load, reordered, method):
-    plain = load(False)
-    assert reordered.reordered
-    assert not plain.reordered
-    loss, grads = step(reordered, method)
-    same, wanted = step(plain, method)
-    torch.testing.assert_close(loss, same)
+def test_losses_and_gradients_are_the_plain_trunks(load, paneled, method):
+    """As far from those in float32 as a plain trunk's in bf16 are."""
+    plain, wide = load(False), load(False, "float32")
+    assert paneled.paneled
+    assert not plain.paneled
+    (loss, grads), (_, same), (exact, wanted) = (step(backbone, method) for backbone in (paneled, plain, wide))
+    torch.testing.assert_close(loss.float(), exact.float(), rtol=1e-2, atol=1e-2)
     assert grads.keys() == wanted.keys()
     assert grads
-    for name, grad in grads.items():
-        torch.testing.assert_close(grad, wanted[name], rtol=1e-4, atol=1e-5, msg=name)
+
+    def off(found):
+        return sum(float((found[name].double() - grad).square().sum()) for name, grad in wanted.items()) ** 0.5
+
+    scale = sum(float(grad.square().sum()) for grad in wanted.values()) ** 0.5
+    assert off(grads) < max(1.5 * off(same), 0.01 * scale)
+    assert off(same) < 0.1 * scale  # or nothing was compared
 
 
-def test_what_is_not_trained_through_has_one_copy_of_the_weights(load, reordered, monkeypatch):
+@there
+def test_what_is_not_trained_through_has_one_copy_of_the_weights(load, paneled, monkeypatch):
     plain, calls, real = load(False), [], frozen_linear.frozen_linear
     monkeypatch.setattr(frozen_linear, "frozen_linear", lambda *a, **more: calls.append(1) or real(*a, **more))
     batch = {"input_ids": torch.tensor([[5, 6, 7]])}
     with torch.inference_mode():
-        without = reordered.features(batch)
-        torch.testing.assert_close(without, plain.features(batch))
-    # Four of each layer (q, k and v are one), and the pooler's.
-    assert len(calls) == len(reordered.reordered) == 4 * 2 + 1
-    assert {transposed for layers in reordered.reordered for transposed, _ in layers._whole.made} == {False}
-    loss, grads = step(reordered, "lora")
-    same, wanted = step(plain, "lora")
-    torch.testing.assert_close(loss, same)
-    assert all(torch.allclose(grad, wanted[name], rtol=1e-4, atol=1e-5) for name, grad in grads.items())
-    assert any(transposed for layers in reordered.reordered for transposed, _ in layers._whole.made)
+        without = paneled.features(batch)
+        near(without, plain.features(batch))
+    # Two of each layer (q, k and v are one; the feed-forward's 48 are no multiple of 32), and the pooler's.
+    assert len(calls) == len(paneled.paneled) == 2 * 2 + 1
+    assert {way for layers in paneled.paneled for way in layers._whole.made} == {False}
+    step(paneled, "lora")
+    assert any(way for layers in paneled.paneled for way in layers._whole.made)
     with torch.inference_mode():
-        assert torch.equal(reordered.features(batch), without)
+        assert torch.equal(paneled.features(batch), without)
 
 
+@there
 @torch.inference_mode()
-def test_rows_of_all_methods_mixed_are_as_over_a_plain_trunk(load, reordered):
+def test_rows_of_all_methods_mixed_are_as_over_a_plain_trunk(load, paneled):
     plain, batch = load(False), {"input_ids": torch.tensor([[5, 6, 7, 8]] * 5)}
     names = ["adapter", "lora", "prefix", "prompt", None]
     found = []
-    for backbone in (plain, reordered):
+    for backbone in (plain, paneled):
         tasks = [
             stir(Task.new(name, backbone, METHODS[name](**OPTIONS.get(name, {})), seed=0), 0.1).eval()
             for name in names[:-1]
         ]
         found.append(TaskBank(backbone, [task.requires_grad_(False) for task in tasks])(batch, tasks=names))
     for own, wanted in zip(*found, strict=True):
-        torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-5)
+        near(own, wanted)
 
 
-def test_a_weight_that_changes_in_place_or_makes_way_is_seen(reordered):
-    linear = next(layers.modules[0] for layers in reordered.reordered if len(layers.modules) == 1)
-    x = torch.randn(2, linear.in_features)
+@there
+def test_a_weight_that_changes_in_place_or_makes_way_is_seen(paneled):
+    linear = next(layers.modules[0] for layers in paneled.paneled if len(layers.modules) == 1)
+    x = torch.randn(2, linear.in_features).bfloat16()
     before = linear(x)
     with torch.no_grad():
         linear.weight.mul_(2)
-    torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
+    near(linear(x), F.linear(x, linear.weight, linear.bias))
     assert not torch.allclose(linear(x), before)
     for _ in range(4):  # what a cast to and fro does: other numbers, perhaps where older ones were
         linear.weight.data = linear.weight.data + 1
-        torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
+        near(linear(x), F.linear(x, linear.weight, linear.bias))
     linear.weight = torch.nn.Parameter(torch.zeros_like(linear.weight), requires_grad=False)
     torch.testing.assert_close(linear(x), linear.bias.expand(2, -1))
 
 
-def test_the_model_is_transformers_own_in_all_else(load, reordered):
+@there
+def test_the_model_is_transformers_own_in_all_else(load, paneled):
     plain = load(False)
-    assert reordered.model.state_dict().keys() == plain.model.state_dict().keys()
-    assert reordered.fingerprint == plain.fingerprint
-    twin = copy.deepcopy(reordered.model)
+    assert paneled.model.state_dict().keys() == plain.model.state_dict().keys()
+    assert paneled.fingerprint == plain.fingerprint
+    twin = copy.deepcopy(paneled.model)
     ids = torch.tensor([[5, 6, 7]])
-    torch.testing.assert_close(twin(ids).last_hidden_state, reordered.model(ids).last_hidden_state)
+    assert torch.equal(twin(ids).last_hidden_state, paneled.model(ids).last_hidden_state)
     with torch.no_grad():
         next(m for m in twin.modules() if type(m) is torch.nn.Linear).weight.zero_()
-    assert not torch.allclose(twin(ids).last_hidden_state, reordered.model(ids).last_hidden_state)
+    assert not torch.allclose(twin(ids).last_hidden_state, paneled.model(ids).last_hidden_state)
     wide = copy.deepcopy(plain.model).double()
-    torch.testing.assert_close(reordered.model.double()(ids).last_hidden_state, wide(ids).last_hidden_state)
+    torch.testing.assert_close(paneled.model.double()(ids).last_hidden_state, wide(ids).last_hidden_state)
 
 
+@there
 def test_a_trunk_too_large_for_two_copies_is_left_alone(load, monkeypatch):
     monkeypatch.setattr(frozen_linear, "SHARE", 0.0)
-    assert not load(True).reordered
+    assert not load(True).paneled
 
 
 def test_quantised_layers_compute_as_they_did(load):
     pytest.importorskip("torchao")
     backbone = load(True, dtype="int8")
-    assert not backbone.reordered
+    assert not backbone.paneled
     loss, grads = step(backbone, "lora")
     same, wanted = step(load(False, dtype="int8"), "lora")
     assert torch.equal(loss, same)
     assert all(torch.equal(grad, wanted[name]) for name, grad in grads.items())
 
 
-@pytest.mark.parametrize(
-    ("amx", "dtype", "wanted"),
-    [(True, torch.bfloat16, True), (True, torch.float32, False), (False, torch.bfloat16, False)],
-)
-def test_it_is_for_bf16_on_a_processor_with_amx(monkeypatch, amx, dtype, wanted):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx})
-    assert frozen_linear.wants_reordered(dtype, torch.device("cpu")) == wanted
-    assert not frozen_linear.wants_reordered(dtype, torch.device("cuda"))
-
-
-def test_its_batches_have_few_widths(load, reordered):
+@there
+def test_batches_are_of_like_length_as_elsewhere(load, paneled):
     settings = TrainSettings(epochs=1, batch_size=2)
-
-    def chosen(asked, backbone):
+    for backbone in (paneled, load(False)):
         task = Task.new("one", backbone, METHODS["lora"](), Head(labels=("no", "yes")), seed=0)
-        return arranged(asked, task, backbone, settings)
-
-    assert chosen("auto", reordered) == "rounded"
-    assert chosen("like", reordered) == "like"
-    assert chosen("auto", load(False)) == "like"
+        assert arranged("auto", task, backbone, settings) == "like"
 
 
 @pytest.mark.parametrize(

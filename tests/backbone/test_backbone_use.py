@@ -8,7 +8,7 @@ import torch
 
 import tiny
 from intarsia.backbone import Backbone
-from intarsia.backbone.packed import computing
+from intarsia.backbone.hooks import computing
 from intarsia.bank import TaskBank
 from intarsia.errors import BackboneError, ConfigError
 from intarsia.sites import Role

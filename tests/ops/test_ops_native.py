@@ -14,7 +14,7 @@ from intarsia.ops.frozen import side_by_side
 from intarsia.ops.native import attention as native
 from ops.masks import masked
 
-there = pytest.mark.skipif(native.kernels() is None, reason="needs a C compiler and torch with GNU OpenMP")
+there = pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 SIZES = {
     "MRPC's": (3, 4, 53, 53, 32),
     "one of all": (1, 1, 1, 1, 32),
@@ -162,29 +162,29 @@ def test_what_it_does_not_know_is_left_to_torch():
 @there
 def test_machine_code_that_computes_something_else_is_not_used(monkeypatch, caplog):
     """Of a compiler, a processor or a system with a fault: queries and keys in each other's place, and a gradient too few."""
-    right = native._run
+    right = native.LIBRARY.run
 
     def swapped(name, shape, *more):
-        q, k, *rest = more if name == "attention_forward" else more[1:]
-        right(name, shape, *more[: len(more) - len(rest) - 2], k, q, *rest)
+        to, (q, k, *rest) = ([], more) if name == "attention_forward" else ([more[0]], more[1:])
+        right(name, shape, *to, k, q, *rest)
 
     def forgetful(name, *more):
         right(name, *more[:-1], None if name == "attention_backward" else more[-1])
 
     for wrong in (swapped, forgetful):
         with monkeypatch.context() as patch:
-            patch.setattr(native, "_run", wrong)
-            assert not native._agrees()
+            patch.setattr(native.LIBRARY, "run", wrong)
+            patch.setattr(native.LIBRARY, "_trusted", None)
             caplog.clear()
-            assert native.kernels.__wrapped__() is None
-            assert "computes something else than attention" in caplog.text
-    assert native._agrees()
+            assert not native.LIBRARY.there()
+            assert "attention.c as compiled here computes something else" in caplog.text
+    assert native.LIBRARY.there()
 
 
 @there
 def test_it_is_tried_out_of_the_callers_modes():
     """Checkpointing counts what is saved, and would count the trial's, too."""
-    native.kernels.cache_clear()
+    native.LIBRARY.forget()
     inputs = [x.requires_grad_() for x in draw(SIZES["MRPC's"])]
 
     def run(q, k, v):
@@ -194,9 +194,9 @@ def test_it_is_tried_out_of_the_callers_modes():
     grads = torch.autograd.grad(out.sum(), inputs)
     same = torch.autograd.grad(run(*inputs).sum(), inputs)
     assert all(torch.equal(one, other) for one, other in zip(grads, same, strict=True))
-    native.kernels.cache_clear()
+    native.LIBRARY.forget()
     with torch.inference_mode(), torch.autocast("cpu"):
-        assert native.kernels() is not None
+        assert native.LIBRARY.there()
 
 
 PROGRAM = """
@@ -205,7 +205,7 @@ PROGRAM = """
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     from intarsia import ops
     from intarsia.ops.native import attention as native
-    print("there" if native.kernels() else "not there")
+    print("there" if native.LIBRARY.there() else "not there")
     q, k, v = torch.randn(3, 1, 2, 5, 32).bfloat16().requires_grad_()
     ops.product_attention(q, k, v, None, 0.3).sum().backward()
 """

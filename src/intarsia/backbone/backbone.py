@@ -21,7 +21,7 @@ from intarsia.backbone.entrance import Entrance, Prompts, positions_of
 from intarsia.backbone.facts import Facts, trunk
 from intarsia.backbone.families import Family, family_of
 from intarsia.backbone.fingerprint import fingerprint
-from intarsia.backbone.frozen_linear import FrozenLinear, joined, reorder, wants_reordered
+from intarsia.backbone.frozen_linear import FrozenLinear, joined, paneled
 from intarsia.backbone.inspection import inspect_family
 from intarsia.backbone.loading import (
     QUANTISED,
@@ -37,6 +37,7 @@ from intarsia.backbone.loading import (
 from intarsia.backbone.locate import locate
 from intarsia.backbone.padding import check_padding
 from intarsia.backbone.plain import Plain, find_plain
+from intarsia.backbone.quick import quick
 from intarsia.backbone.reading import Pretrained
 from intarsia.backbone.residuals import Call, left_to_norms, norms_a_sum
 from intarsia.backbone.reuse import standing_in
@@ -72,10 +73,10 @@ class Backbone(Facts):
         """Whose turn it is to call the model: banks on it may be called from several threads."""
         self.pretrained = Pretrained(self)
         """What a method may read of the frozen model when it builds a task."""
+        self.paneled: list[FrozenLinear] = []
+        """Linear layers whose products are a kernel's of ours."""
         if family.inspected:
             check_padding(self)
-        self.reordered: list[FrozenLinear] = []
-        """Linear layers that multiply in oneDNN's own layout: faster, but in training a new shape costs a step's time."""
 
     @classmethod
     @own_modes()
@@ -131,12 +132,11 @@ class Backbone(Facts):
         return cls(model, tokenizer, name, row, fingerprint(trunk(model)))
 
     def suit_processor(self, dtype: torch.dtype) -> None:
-        """Takes what is faster for a model of this dtype where it is: attention's products written out, frozen weights in oneDNN's
-        layout. `load` has done it."""
+        """Takes what is faster for a model of this dtype where it is: kernels of ours for attention and for products
+        with frozen weights. `load` has done it."""
         if wants_products(dtype, self.device) and self.model.config._attn_implementation == "sdpa":
             self.attention.enter()
-        if wants_reordered(dtype, self.device):
-            self.reordered = reorder(self.base, self.sites)
+        self.paneled = paneled(self.base, self.sites)
 
     @cached_property
     def plain(self) -> Plain:
@@ -212,7 +212,7 @@ class Backbone(Facts):
         batch = self._here(batch)
         if self.kind != "encoder-decoder":
             cache = {} if self.kind == "encoder" else {"use_cache": False}
-            with standing_in(self, batch):
+            with standing_in(self, batch), quick(self):
                 return self.base(**self._with_positions(batch), **cache).last_hidden_state
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         states = self.base.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state  # type: ignore[operator]
@@ -257,7 +257,7 @@ class Backbone(Facts):
     def word_scores(self, batch: dict[str, Tensor]) -> Tensor:
         """The language model's scores, fp32, of the places that `only` names, (K, V)."""
         cache = {} if self.kind == "encoder" else {"use_cache": False}
-        with standing_in(self, batch):
+        with standing_in(self, batch), quick(self):
             batch = batch if self.kind == "encoder-decoder" else self._with_positions(batch)
             return self.model(**batch, **cache).logits[0].float()
 

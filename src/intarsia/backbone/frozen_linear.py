@@ -1,5 +1,5 @@
 """What takes the place of nn.Linear's forward in a frozen trunk: the layers that read the same states in one product (`joined`, for
-packed rows), and on a CPU with AMX all of them in oneDNN's own layout (`reorder`)."""
+packed rows), and on a CPU with AMX all of them by a kernel of ours (`paneled`)."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from intarsia.ops import Reordered, frozen_linear
+from intarsia.ops import Panels, frozen_linear, takes_panels
 from intarsia.sites import Role, Site
 
 SHARE = 0.1
-"""Of the machine's memory, that the reordered weights of a backbone may take, at twice the bytes of its linear layers (once for a
-server, which never trains; on two cores up to half as much more, where batches are now small and now middling)."""
+"""Of the machine's memory, that the panels of a backbone may take, at twice the bytes of its linear layers (once for a server,
+which never trains)."""
 
 Call = tuple[nn.Module, Callable[[Tensor], Tensor]]
 """A module, and what computes its output."""
-
-
-def wants_reordered(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether it pays: with AVX512-BF16 alone the products gain a twentieth, in fp32 none."""
-    if dtype != torch.bfloat16 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 class FrozenLinear:
@@ -37,16 +30,16 @@ class FrozenLinear:
     (a task's stand-in, a cast, somebody's training) computes as before; where the numbers are others, they are read anew.
     """
 
-    def __init__(self, modules: Sequence[nn.Linear], *, reorders: bool) -> None:
-        """reorders: the products take oneDNN's layout. Otherwise the weights become rows of one matrix, and share its memory,
-        and the biases parts of one."""
-        self.modules, self.reorders = list(modules), reorders
+    def __init__(self, modules: Sequence[nn.Linear], *, panels: bool) -> None:
+        """panels: the weights are copied into Panels. Otherwise they become rows of one matrix, and share its memory, and
+        the biases parts of one."""
+        self.modules, self.panels = list(modules), panels
         self.calls: list[Call] = [(module, _Call(self, index)) for index, module in enumerate(modules)]
         self._weights = [module.weight for module in modules]
         self._biases = [module.bias for module in modules]
         self._kind = self._weights[0].dtype, self._weights[0].device
         self._sizes = [module.out_features for module in modules]
-        self._whole: Tensor | Reordered | None = None
+        self._whole: Tensor | Panels | None = None
         self._bias: Tensor | None = None
         self._made_of: list[tuple[Tensor, int]] = []
         """The numbers, kept so that no others can have their place in memory, and how often they had been changed."""
@@ -75,7 +68,7 @@ class FrozenLinear:
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
         if not self._made_of or any(
-            tensor.data_ptr() != numbers.data_ptr() or (self.reorders and tensor._version != version)
+            tensor.data_ptr() != numbers.data_ptr() or (self.panels and tensor._version != version)
             for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
         ):
             self._read()
@@ -90,8 +83,8 @@ class FrozenLinear:
         with torch.inference_mode(False), torch.no_grad():
             biases = [bias for bias in self._biases if bias is not None]
             self._bias = _one(biases) if biases else None
-            if self.reorders:
-                self._whole = Reordered(self._weights)
+            if self.panels:
+                self._whole = Panels(self._weights)
             else:  # a change in place is then one of the whole, which graphs may read where it lies
                 self._whole = _one(self._weights)
                 for tensor, rows in zip(self._weights, self._whole.split(self._sizes), strict=True):
@@ -120,20 +113,20 @@ class _Call:
 
 def joined(base: nn.Module, sites: Sequence[Site]) -> list[FrozenLinear]:
     """Queries, keys and values of each self-attention that has a projection for each."""
-    return [FrozenLinear(modules, reorders=False) for modules in _together(base, sites)]
+    return [FrozenLinear(modules, panels=False) for modules in _together(base, sites)]
 
 
-def reorder(base: nn.Module, sites: Sequence[Site]) -> list[FrozenLinear]:
-    """Every linear layer of a trunk whose weights are plain numbers (not int8's), from now on; none where two more copies of them
-    would be too much for this machine."""
-    plain = [module for module in base.modules() if _is_plain(module)]
+def paneled(base: nn.Module, sites: Sequence[Site]) -> list[FrozenLinear]:
+    """The linear layers of a trunk whose weights are plain numbers (not int8's) that the kernel takes, from now on; none where two
+    copies of them would be too much for this machine."""
+    fit = [module for module in base.modules() if _is_plain(module) and takes_panels([module.weight])]
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0
-    if 2 * sum(layer.weight.nbytes for layer in plain) > SHARE * memory:
+    if 2 * sum(layer.weight.nbytes for layer in fit) > SHARE * memory:
         return []
-    groups = _together(base, sites)
+    groups = [modules for modules in _together(base, sites) if set(modules) <= set(fit)]
     grouped = {module for modules in groups for module in modules}
-    groups += [[module] for module in plain if module not in grouped]
-    found = [FrozenLinear(modules, reorders=True) for modules in groups]
+    groups += [[module] for module in fit if module not in grouped]
+    found = [FrozenLinear(modules, panels=True) for modules in groups]
     for module, call in (pair for layers in found for pair in layers.calls):
         module.__dict__["forward"] = call  # past nn.Module's own __setattr__
     return found

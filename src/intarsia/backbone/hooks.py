@@ -1,7 +1,8 @@
 """The hooks through which a delta reaches a frozen module. Forward hooks, not replaced modules: the backbone's state_dict
 keys stay as they are, and Linear, Conv1D and quantised linears look alike."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -78,6 +79,29 @@ class WholeNorm:
     def remove(self) -> None:
         """The module is as before."""
         del self.module.__dict__["forward"]
+
+
+@contextmanager
+def computing(modules: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
+    """Meanwhile each module's own computation is another one; its hooks stay."""
+    places = [_forward(module) for module, _ in modules]
+    before = [held.get(name) for held, name in places]
+    for (held, name), (_, forward) in zip(places, modules, strict=True):
+        held[name] = forward
+    try:
+        yield
+    finally:
+        for (held, name), own in zip(places, before, strict=True):
+            if own is None:
+                del held[name]
+            else:
+                held[name] = own
+
+
+def _forward(module: nn.Module) -> tuple[dict[str, Any], str]:
+    """Where a module's own computation is kept; a trained norm's is behind the tasks'."""
+    own = module.__dict__.get("forward")
+    return (vars(own), "frozen") if isinstance(own, WholeNorm) else (module.__dict__, "forward")
 
 
 def at_projection(base: nn.Module, site: Site, change: Project, ending: Ending | None = None) -> Hooks:

@@ -9,7 +9,7 @@ K members, S columns, G segments (rows, and stretches of unused columns), P virt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbone.attention import EXTEND, Extend, Result
-from intarsia.backbone.hooks import WholeNorm
+from intarsia.backbone.hooks import computing
 from intarsia.backbone.rotary import turning
 from intarsia.errors import UnsupportedError
 from intarsia.ops import Before, segment_attention
@@ -183,29 +183,6 @@ def register() -> None:
 
     AttentionInterface.register(NAME, _attend)
     AttentionMaskInterface.register(NAME, _no_mask)
-
-
-@contextmanager
-def computing(modules: Sequence[tuple[nn.Module, Callable[[Tensor], Tensor]]]) -> Iterator[None]:
-    """Meanwhile each module's own computation is another one; its hooks stay."""
-    places = [_forward(module) for module, _ in modules]
-    before = [held.get(name) for held, name in places]
-    for (held, name), (_, forward) in zip(places, modules, strict=True):
-        held[name] = forward
-    try:
-        yield
-    finally:
-        for (held, name), own in zip(places, before, strict=True):
-            if own is None:
-                del held[name]
-            else:
-                held[name] = own
-
-
-def _forward(module: nn.Module) -> tuple[dict[str, Any], str]:
-    """Where a module's own computation is kept; a trained norm's is behind the tasks'."""
-    own = module.__dict__.get("forward")
-    return (vars(own), "frozen") if isinstance(own, WholeNorm) else (module.__dict__, "forward")
 
 
 @contextmanager

@@ -27,23 +27,32 @@ class Plain(NamedTuple):
     """Those that are n(x) times their weight, plus their bias, and nothing else; some add 1 to their weight."""
     own: tuple[tuple[nn.Module, Callable[[Tensor], Tensor]], ...]
     """RMSNorms and activations, and the kernel that computes the same."""
+    activations: tuple[tuple[nn.Module, str], ...]
+    """Those of feed-forwards, by their names in ops.ACTIVATIONS."""
 
 
 def find_plain(backbone: Backbone) -> Plain:
     """Tries every RMSNorm, which waits for the device: not to be done while a graph is captured. Sees to it, too, that attentions
     turn their queries and keys at once (`rotary`)."""
-    from transformers.activations import FastGELUActivation, NewGELUActivation
+    from transformers.activations import FastGELUActivation, GELUActivation, GELUTanh, NewGELUActivation, SiLUActivation
 
     for site in (site for site in backbone.sites if site.role is Role.KV):
         know_rotary(backbone.base.get_submodule(site.module))
     norms = tuple(_norms(backbone))
-    gelus = [module for module in backbone.base.modules() if type(module) in (FastGELUActivation, NewGELUActivation)]
+    bent = dict.fromkeys((FastGELUActivation, NewGELUActivation), "gelu_new")
+    names = {GELUActivation: "gelu", SiLUActivation: "silu", nn.SiLU: "silu", GELUTanh: "gelu_new", **bent}
+    activations = [(module, names[type(module)]) for module in backbone.base.modules() if type(module) in names]
     return Plain(
         norms,
         (
             *((norm, partial(_rms_norm, norm, site.eps)) for site, norm in norms if site.parameter == "rms"),
-            *((gelu, partial(nn.functional.gelu, approximate="tanh")) for gelu in gelus),
+            *(
+                (module, partial(nn.functional.gelu, approximate="tanh"))
+                for module, _ in activations
+                if type(module) in bent
+            ),
         ),
+        tuple(activations),
     )
 
 

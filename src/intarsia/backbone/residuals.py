@@ -1,5 +1,5 @@
-"""Residual sums that are left to the norm behind them, while packed rows are trained on a GPU: of blocks that are told their
-residual, as BERT's are (`norm(hidden_states + input_tensor)`)."""
+"""Residual sums that are left to the norm behind them in training, of packed rows on a GPU and on a CPU with AMX: of blocks that
+are told their residual, as BERT's are (`norm(hidden_states + input_tensor)`)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from intarsia.ops import Own, Summed, again, frozen_norm, fused, left_to_norm
+from intarsia.ops import Own, Summed, again, frozen_norm, leaves_sums, left_to_norm
 from intarsia.sites import Site
 
 ARGUMENTS = ["self", "hidden_states", "input_tensor"]
@@ -39,7 +38,7 @@ def norms_a_sum(base: nn.Module, site: Site) -> bool:
 
 
 def _block(own: Callable[..., Tensor], hidden_states: Tensor, input_tensor: Tensor) -> Tensor:
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling() or not fused(input_tensor):
+    if not leaves_sums(input_tensor):
         return own(hidden_states, input_tensor)
     with left_to_norm():
         return own(hidden_states, Summed(again(input_tensor)))

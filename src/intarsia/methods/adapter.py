@@ -136,10 +136,11 @@ class BottleneckDelta(ProjectionDelta):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """x: (B, T, D_in), the sublayer's input; y: (B, T, D). Returns (B, T, D)."""
-        method, dropout = self.method, self._dropout()
-        if self._plain():
-            return ops.adapted(y, self.down, self.down_bias, self.up, self.up_bias, method.non_linearity, dropout)
-        return y + self._change(x, y, dropout)
+        method, factor = self.method, self.method.scale
+        if isinstance(factor, str):
+            return y + self._change(x, y, self._dropout())
+        inner, weights = x if method.parallel else y, (self.down, self.down_bias, self.up, self.up_bias)
+        return ops.adapted(y, inner, *weights, method.non_linearity, self._dropout(), float(factor))
 
     def change_(self, x: Tensor, y: Tensor) -> Tensor:
         """`forward` written into y."""

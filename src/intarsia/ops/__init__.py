@@ -4,23 +4,28 @@ from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.adamw import Rates, adamw
 from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_, add_vectors_, offsets_from, whole_norms
 from intarsia.ops.attention import product_attention
-from intarsia.ops.choice import fused
+from intarsia.ops.choice import amx, fused
 from intarsia.ops.dropout import keyed_dropout
 from intarsia.ops.fast import (
+    activated,
     adapted,
     adapted_,
+    add_low_rank,
     frozen_norm,
     fused_activation,
+    leaves_sums,
     norm_change,
     norm_change_,
     rotated,
     whole_norm,
 )
-from intarsia.ops.frozen import Reordered, frozen_linear
+from intarsia.ops.frozen import frozen_linear
 from intarsia.ops.means import row_means
+from intarsia.ops.native.products import Panels
+from intarsia.ops.native.products import takes as takes_panels
 from intarsia.ops.pieces import ALIGN, Pieces, by_row
 from intarsia.ops.prefixed import prefixed_attention
-from intarsia.ops.reference import Own, add_linear_, add_low_rank, bottleneck, linear, normalise, per_task
+from intarsia.ops.reference import Own, add_linear_, bottleneck, linear, normalise, per_task
 from intarsia.ops.segments import segment_attention
 from intarsia.ops.summed import Summed, again, left_to_norm, made
 
@@ -31,11 +36,12 @@ __all__ = [
     "At",
     "Before",
     "Own",
+    "Panels",
     "Pieces",
     "Rates",
-    "Reordered",
     "Rows",
     "Summed",
+    "activated",
     "adamw",
     "adapt_",
     "adapted",
@@ -45,6 +51,7 @@ __all__ = [
     "add_norms_",
     "add_vectors_",
     "again",
+    "amx",
     "bottleneck",
     "by_row",
     "frozen_linear",
@@ -52,6 +59,7 @@ __all__ = [
     "fused",
     "fused_activation",
     "keyed_dropout",
+    "leaves_sums",
     "left_to_norm",
     "linear",
     "made",
@@ -65,6 +73,7 @@ __all__ = [
     "rotated",
     "row_means",
     "segment_attention",
+    "takes_panels",
     "whole_norm",
     "whole_norms",
 ]

@@ -1,12 +1,8 @@
-"""Products with frozen matrices: one product for all layers that read the same states, and on a CPU with AMX in the layout that
-oneDNN multiplies with.
+"""Products with frozen matrices: one product for all layers that read the same states, and on a CPU with AMX a kernel of
+our own.
 
 Autograd would add up the layers' gradients of the states, each written and read again; a product with the layers' matrices one
 below the other does that on its way, and reads the states once.
-
-A plain product in bf16 on a CPU with AMX brings the matrix into oneDNN's layout at every call, and writes the bias down before it
-adds the product to it, which takes as long as the product itself where rows are a few hundred. torch's own compiler uses the same
-two operators for frozen weights.
 
 N inputs, M outputs of all layers together, ... any leading axes.
 """
@@ -19,51 +15,10 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-ROWS = 1024
-"""A middling number of rows: oneDNN asks for one before it says which layout it likes."""
+from intarsia.ops.native.products import Panels
 
 
-class Reordered:
-    """Frozen matrices one below the other, in layouts of oneDNN's; each is made when a product first wants it."""
-
-    def __init__(self, parts: Sequence[Tensor]) -> None:
-        """parts: (outputs, N) each, M in all, float32 or bfloat16 on a CPU that multiplies it. They must stay as they are."""
-        self.parts = [part.detach() for part in parts]
-        self.reads, self.writes = parts[0].shape[1], sum(len(part) for part in parts)
-        self.made: dict[tuple[bool, int], Tensor] = {}
-        """By whether it is the transpose, and the number of rows that oneDNN was told."""
-
-    def forward(self, rows: int) -> Tensor:
-        """The (M, N) matrix, for a product with so many rows of states."""
-        return self._layout(transposed=False, told=1 if _left_to_one(rows, self.reads, self.writes) else ROWS)
-
-    def backward(self, rows: int) -> Tensor:
-        """Its transpose, likewise."""
-        return self._layout(transposed=True, told=1 if _left_to_one(rows, self.writes, self.reads) else ROWS)
-
-    def _layout(self, *, transposed: bool, told: int) -> Tensor:
-        if (found := self.made.get((transposed, told))) is None:
-            # A server's first pass is in inference mode, and what is made in it could never be trained through.
-            with torch.inference_mode(False), torch.no_grad():
-                whole = torch.cat(self.parts) if len(self.parts) > 1 else self.parts[0]
-                whole = whole.mT.contiguous() if transposed else whole
-                found = self.made[transposed, told] = torch.ops.mkldnn._reorder_linear_weight(whole, told)
-        return found
-
-
-def _left_to_one(rows: int, reads: int, writes: int) -> bool:
-    """Whether oneDNN 3.10 would leave a product in the layout for many rows to one of two threads, as it does where outputs are no
-    more than inputs and rows are about as many as they; in the layout for one row both work, 1.2 to 1.9 times as fast. Seen for 384
-    to 1,024 outputs with AMX (benchmarks/bench_frozen_layouts.py looks again); with four threads that layout is slower."""
-    if torch.get_num_threads() != 2 or writes > min(reads, 1024):
-        return False
-    most = 1.4 if reads < 3 * writes else 2.25 if writes < 512 else 1.55
-    return 2 * writes <= 3 * rows and rows <= most * writes
-
-
-def frozen_linear(
-    x: Tensor, weight: Tensor | Reordered, bias: Tensor | None, sizes: Sequence[int]
-) -> tuple[Tensor, ...]:
+def frozen_linear(x: Tensor, weight: Tensor | Panels, bias: Tensor | None, sizes: Sequence[int]) -> tuple[Tensor, ...]:
     """x W^T + bias of several layers whose weights stand one below the other, with a gradient for x alone.
 
     x: (..., N), weight: (M, N), bias: (M,), sizes: the layers' outputs, M in all. Returns (..., size) each, perhaps columns of one
@@ -74,26 +29,18 @@ def frozen_linear(
     return _product(x, weight, bias).split(tuple(sizes), dim=-1)
 
 
-def _product(x: Tensor, weight: Tensor | Reordered, bias: Tensor | None) -> Tensor:
-    return _fast(x, weight.forward(_rows(x)), bias) if isinstance(weight, Reordered) else F.linear(x, weight, bias)
-
-
-def _rows(x: Tensor) -> int:
-    return x.numel() // x.shape[-1]
-
-
-def _fast(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), weight, bias, "none", [], "")  # type: ignore[no-any-return]
+def _product(x: Tensor, weight: Tensor | Panels, bias: Tensor | None) -> Tensor:
+    return weight.forward(x, bias) if isinstance(weight, Panels) else F.linear(x, weight, bias)
 
 
 class _Linear(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | Reordered, bias: Tensor | None, sizes: Sequence[int]
+        ctx: Any, x: Tensor, weight: Tensor | Panels, bias: Tensor | None, sizes: Sequence[int]
     ) -> tuple[Tensor, ...]:
         ctx.weight = weight
         own = tuple(sizes)
-        if isinstance(weight, Reordered) or len(own) == 1:
+        if isinstance(weight, Panels) or len(own) == 1:
             return _product(x, weight, bias).split(own, dim=-1)
         # One product would be one tensor, kept for the sake of any of its parts: where a task has put another in one part's place
         # (LoRA, a prefix), that would be two. On a GPU one product here was no faster than three.
@@ -104,9 +51,7 @@ class _Linear(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
         grad, weight = side_by_side(grads), ctx.weight
-        if isinstance(weight, Reordered):
-            return _fast(grad, weight.backward(_rows(grad)), None), None, None, None
-        return grad @ weight, None, None, None
+        return weight.backward(grad) if isinstance(weight, Panels) else grad @ weight, None, None, None
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:

@@ -67,7 +67,7 @@ class TrainSettings(BaseModel):
     128 and at most half of max_length."""
     batches: Literal["auto", "like", "rounded", "balanced", "shuffled"] = "auto"
     """Which rows share a batch: of like length (less padding), the same with few widths, of lengths that add up to the same in each
-    (packed rows, in one shape), or any. auto: balanced on a GPU, like on a CPU, but rounded where it has AMX."""
+    (packed rows, in one shape), or any. auto: balanced on a GPU, like on a CPU."""
 
     def head_share(self, *, alone: bool) -> float:
         """The head's learning rate as a share of the others'. alone: whether there are no others."""

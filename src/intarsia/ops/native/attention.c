@@ -9,9 +9,6 @@
 #define HIDDEN -1e38f
 #define NOTHING -3e38f /* behind the last key */
 
-/* Whether the system lets this process use AMX's registers, if these are what it was compiled for. */
-int attention_ready(void) { return tiles_ready(); }
-
 typedef struct {
     long rows, heads, queries, keys, width;
     long q[3], k[3], v[3], o[3]; /* strides of row, head and position, in numbers */

@@ -7,9 +7,6 @@ B rows, H heads, T queries, S keys, D width of a head.
 """
 
 import ctypes
-import logging
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from typing import Any
 
 import torch
@@ -17,12 +14,11 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-from intarsia.ops.native.compiled import library
+from intarsia.ops.native.compiled import Library
 
-log = logging.getLogger("intarsia.native")
 FULL = 32
 """What heads' widths are multiples of: a row of AMX's registers."""
-_POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
+_LONG = ctypes.c_long
 
 
 class _Shape(ctypes.Structure):
@@ -36,26 +32,8 @@ class _Shape(ctypes.Structure):
     )
 
 
-@cache
-def kernels() -> ctypes.CDLL | None:
-    """The compiled attention.c; None where it cannot be compiled or run, or computes something else, which the log says."""
-    if (found := _loaded()) is None:
-        return None
-    with ThreadPoolExecutor(1) as fresh:  # it has none of the caller's modes and hooks (autocast, checkpointing)
-        if fresh.submit(_agrees).result():
-            return found
-    log.warning("attention.c as compiled here computes something else than attention, so torch computes it")
-    return None
-
-
-@cache
-def _loaded() -> ctypes.CDLL | None:
-    found = library("attention")
-    return found if found is not None and found.attention_ready() else None
-
-
 def _agrees() -> bool:
-    """Whether a small attention and its gradients are what they are in float64: nobody else has seen this machine code yet."""
+    """Whether a small attention and its gradients are what they are in float64."""
     g = torch.Generator().manual_seed(0)
     draws = torch.randn(4, 2, 2, 70, 32, generator=g, dtype=torch.float32).bfloat16()
     mask = torch.arange(70)[None, None, None, :] < torch.tensor([70, 41])[:, None, None, None]
@@ -75,7 +53,7 @@ def takes(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
         return False
     if torch.compiler.is_compiling():  # it cannot look into the kernel
         return False
-    return q.shape[-1] % FULL == 0 and q.numel() > 0 and k.numel() > 0 and kernels() is not None
+    return q.shape[-1] % FULL == 0 and q.numel() > 0 and k.numel() > 0 and LIBRARY.there()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -92,7 +70,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, kept: Tensor | None) -> Tensor:
     out = _heads(q, q.shape[2])
-    _run("attention_forward", ctypes.byref(_shape(q, k, v, out, mask, scale)), q, k, v, mask, out, kept)
+    LIBRARY.run("attention_forward", _shape(q, k, v, out, mask, scale), q, k, v, mask, out, kept)
     return out
 
 
@@ -114,7 +92,7 @@ class _Attention(Function):
         for_q, for_k, for_v = _heads(q, queries, 3) if queries == keys else (_heads(q, queries), *_heads(q, keys, 2))
         shape, to = _shape(q, k, v, grad, mask, ctx.scale), _shape(for_q, for_k, for_v, grad, None, ctx.scale)
         found = [x if need else None for x, need in zip((for_q, for_k, for_v), ctx.needs_input_grad, strict=False)]
-        _run("attention_backward", ctypes.byref(shape), ctypes.byref(to), q, k, v, mask, kept, grad, *found)
+        LIBRARY.run("attention_backward", shape, ctypes.byref(to), q, k, v, mask, kept, grad, *found)
         return *found, None, None
 
 
@@ -138,7 +116,4 @@ def _shape(q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None, sc
     return _Shape(rows, heads, queries, keys, width, *strides, (_LONG * 4)(*seen), scale)
 
 
-def _run(name: str, *arguments: Any) -> None:
-    pointers = [_POINTER(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
-    if getattr(_loaded(), name)(*pointers):
-        raise MemoryError("there is no memory left for attention; use smaller batches")
+LIBRARY = Library("attention", _agrees)

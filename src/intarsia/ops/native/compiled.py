@@ -13,9 +13,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
 
 log = logging.getLogger("intarsia.native")
 FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
@@ -23,6 +28,43 @@ X86 = ("-mprefer-vector-width=512",)
 SHARED = ("-fopenmp", "-fPIC", "-shared", "-w")
 LIMIT = 120.0
 """Seconds that a compiler may take; it takes one."""
+
+
+class Library:
+    """The kernels of one C file."""
+
+    def __init__(self, name: str, agrees: Callable[[], bool]) -> None:
+        """agrees: whether they compute what they should, which is tried before they are used: nobody else has seen this machine
+        code yet."""
+        self.name, self.agrees = name, agrees
+        self._trusted: bool | None = None
+
+    def there(self) -> bool:
+        """Whether they can be used: False where they cannot be compiled or run, or compute something else, which the log says."""
+        if self._trusted is None:
+            self._trusted = self._loaded() is not None and self._tried()
+        return self._trusted
+
+    def run(self, function: str, shape: ctypes.Structure, *arguments: Any) -> None:
+        """function(shape, *arguments), a tensor by where it begins. MemoryError where it found no room."""
+        pointers = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
+        if getattr(self._loaded(), function)(ctypes.byref(shape), *pointers):
+            raise MemoryError(f"there is no memory left for {self.name}; use smaller batches")
+
+    def forget(self) -> None:
+        """They are tried again at their next use."""
+        self._trusted = None
+
+    def _loaded(self) -> ctypes.CDLL | None:
+        found = library(self.name)
+        return found if found is not None and found.ready() else None
+
+    def _tried(self) -> bool:
+        with ThreadPoolExecutor(1) as fresh:  # it has none of the caller's modes and hooks (autocast, checkpointing)
+            if fresh.submit(self.agrees).result():
+                return True
+        log.warning("%s.c as compiled here computes something else than it should, so torch computes it", self.name)
+        return False
 
 
 @cache

@@ -47,6 +47,10 @@ INLINE vec polynomial(vec r) { /* 2^r for |r| <= 0.5, to some 1e-7 (Cephes) */
     return (((y * r + 5.550332471e-2f) * r + 2.402264791e-1f) * r + 6.931472028e-1f) * r + 1.f;
 }
 
+INLINE vec either(ints condition, vec yes, vec no) {
+    return (vec)(((bits)yes & (bits)condition) | ((bits)no & ~(bits)condition));
+}
+
 #if LANES == 16
 
 /* b where one of them is NaN. */
@@ -62,10 +66,6 @@ INLINE vec power(vec x) {
 }
 
 #else
-
-INLINE vec either(ints condition, vec yes, vec no) {
-    return (vec)(((bits)yes & (bits)condition) | ((bits)no & ~(bits)condition));
-}
 
 INLINE vec smaller(vec a, vec b) { return either(a < b, a, b); }
 INLINE vec larger(vec a, vec b) { return either(a > b, a, b); }
@@ -189,6 +189,9 @@ INLINE void block(int add, float *c, long ldc, const bf16 *a, long lda, const ui
 }
 
 #endif
+
+/* Whether the system lets this process use AMX's registers, if these are what it was compiled for. */
+int ready(void) { return tiles_ready(); }
 
 /* c (m, n) = or += a (m, k) b (k / 2, n); all multiples of 32. */
 static __attribute__((noinline)) void product(int add, float *c, long ldc, const bf16 *a, long lda, const uint32_t *b, long ldb,

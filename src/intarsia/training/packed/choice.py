@@ -60,9 +60,7 @@ def arranged(asked: str, task: Task, backbone: Backbone, settings: TrainSettings
     """What `TrainSettings.batches` means here."""
     if asked != "auto":
         return asked  # type: ignore[return-value]
-    if packable(task, backbone, settings) is None:
-        return "balanced"
-    return "rounded" if backbone.reordered else "like"
+    return "balanced" if packable(task, backbone, settings) is None else "like"
 
 
 def assign(members: Sequence[Member], say: Say, trunks: Trunks) -> Sequence[Stepper]:

@@ -1,0 +1,70 @@
+"""The activations of feed-forwards in bfloat16 on a CPU by a kernel of our own, while something trains.
+
+torch computes GELU's slope by an error function and an exponential; they share one here. The one by tanh takes torch four
+times as long.
+"""
+
+import ctypes
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+from torch.nn import functional as F
+
+from intarsia.ops.choice import amx
+from intarsia.ops.native.compiled import Library
+
+ACTIVATIONS = {"gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3}
+"""Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
+
+
+class _Shape(ctypes.Structure):
+    """As `shape` in activations.c."""
+
+    _fields_ = (("count", ctypes.c_long), ("kind", ctypes.c_int))
+
+
+def takes(x: Tensor, name: str) -> bool:
+    """Whether the kernel is there, and for these: in training, where products are quick enough for it to matter (`amx`)."""
+    if not amx() or x.dtype != torch.bfloat16 or x.device.type != "cpu" or name not in ACTIVATIONS:
+        return False
+    return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling() and LIBRARY.there()
+
+
+def activation(x: Tensor, name: str) -> Tensor:
+    """f(x), in x's shape."""
+    return _Activation.apply(x, ACTIVATIONS[name])  # type: ignore[no-any-return]
+
+
+class _Activation(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kind: int) -> Tensor:
+        x = x.contiguous()
+        ctx.save_for_backward(x)
+        ctx.shape = _Shape(x.numel(), kind)
+        LIBRARY.run("activation_forward", ctx.shape, x, out := torch.empty_like(x))
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
+        (x,) = ctx.saved_tensors
+        LIBRARY.run("activation_backward", ctx.shape, grads[0].contiguous(), x, dx := torch.empty_like(x))
+        return dx, None
+
+
+def _agrees() -> bool:
+    """Whether it is what it is in float64, and its slopes."""
+    x = torch.linspace(-6, 6, 101, dtype=torch.float32).bfloat16().requires_grad_()
+    same = x.detach().double().requires_grad_()
+    functions = (("gelu", F.gelu), ("gelu_new", lambda z: F.gelu(z, approximate="tanh")), ("silu", F.silu))
+    for name, function in functions:
+        found, wanted = activation(x, name), function(same)
+        slope, slopes = torch.autograd.grad(found.sum(), x)[0], torch.autograd.grad(wanted.sum(), same)[0]
+        if not (bool((found - wanted).abs().max() < 0.03) and bool((slope - slopes).abs().max() < 0.01)):
+            return False
+    return True
+
+
+LIBRARY = Library("activations", _agrees)

@@ -1,0 +1,105 @@
+/* Products with frozen matrices in bfloat16 on a CPU; products.py beside this file calls it, compiled.py has it compiled.
+ *
+ * A matrix is kept in panels of 32 outputs, each as AMX reads it. A thread multiplies a run of rows with one panel after the other:
+ * the rows stay in its core's cache from one kernel to the next, and each panel is read once. A row's numbers do not depend on the
+ * others, nor on the number of threads.
+ */
+#include <omp.h>
+
+#include "matrices.h"
+
+typedef struct {
+    long rows, reads, writes; /* the last two are multiples of 32 */
+} shape;
+
+/* (writes, reads) -> panels (writes / 32, reads / 2, 32) of pairs. */
+int pack(const shape *z, const bf16 *weight, uint32_t *panels) {
+#pragma omp parallel for schedule(static)
+    for (long j = 0; j < z->writes; j += 32)
+        turn(panels + j * z->reads / 2, (const uint32_t *)(weight + j * z->reads), 32, z->reads / 2);
+    return 0;
+}
+
+/* A block of 32 outputs of up to 32 rows whose sums are there, and wait for their bias and to be written. */
+typedef struct {
+    float sums[32 * 32] __attribute__((aligned(64)));
+    bf16 *out;
+    long stride, rows, done;
+    vec bias[32 / LANES];
+} pending;
+
+/* Some rows of it. */
+INLINE void finish(pending *x, long rows) {
+    const long end = x->done + rows < x->rows ? x->done + rows : x->rows;
+    for (; x->done < end; x->done++)
+        for (long k = 0; k < 32 / LANES; k++)
+            store(x->out + x->done * x->stride + k * LANES, AT(x->sums + x->done * 32 + k * LANES) + x->bias[k]);
+}
+
+/* The sums of 32 rows with a panel; meanwhile the block before is finished, which takes other parts of the core, and the places of
+ * these outputs are fetched, which may be far away. */
+INLINE void sums(pending *x, pending *before, const bf16 *rows, long stride, const uint32_t *panel, long reads) {
+#if defined(__AMX_BF16__)
+    const long share = (32 * 32 + reads - 1) / reads;
+    long ahead = 0;
+    __asm__ volatile("" ::: "memory"); /* compilers do not know that tiles are read from memory */
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long i = 0; i < reads; i += 32, panel += 16 * 32) {
+        _tile_loadd(4, rows + i, 2 * stride);
+        _tile_loadd(6, panel, 4 * 32);
+        _tile_loadd(7, panel + 16, 4 * 32);
+        _tile_loadd(5, rows + 16 * stride + i, 2 * stride);
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+        for (const long end = ahead + share; ahead < end && ahead < x->rows; ahead++) __builtin_prefetch(x->out + ahead * x->stride, 1);
+        finish(before, share);
+    }
+    _tile_stored(0, x->sums, 4 * 32);
+    _tile_stored(1, x->sums + 16, 4 * 32);
+    _tile_stored(2, x->sums + 16 * 32, 4 * 32);
+    _tile_stored(3, x->sums + 16 * 32 + 16, 4 * 32);
+    __asm__ volatile("" ::: "memory");
+#else
+    product(0, x->sums, 32, rows, stride, panel, 32, 32, 32, reads);
+    finish(before, 32);
+#endif
+}
+
+/* out (rows, writes) = x (rows, reads) weight^T + bias, which may be 0.   0: done; 1: no memory. */
+int multiply(const shape *z, const bf16 *x, const uint32_t *panels, const bf16 *bias, bf16 *out) {
+    const long R = z->reads, W = z->writes, blocks = (z->rows + 31) / 32, left = z->rows % 32, whole = z->rows - left;
+    bf16 *rest = 0; /* the last rows, with zeros behind them */
+    if (left) {
+        if (!(rest = aligned_alloc(64, 32 * R * sizeof(bf16)))) return 1;
+        gather(rest, x + whole * R, R, left, R);
+    }
+#pragma omp parallel
+    {
+        /* Two blocks of rows a thread, or more; threads that are left over share the panels. */
+        const long threads = omp_get_num_threads(), across = blocks / 2 < 1 ? 1 : blocks / 2 < threads ? blocks / 2 : threads;
+        const long down = threads / across, mine = omp_get_thread_num() % across, part = omp_get_thread_num() / across;
+        const long begin = blocks * mine / across, end = blocks * (mine + 1) / across;
+        const long last = part < down ? W / 32 * (part + 1) / down : 0;
+        pending two[2] = {};
+        int now = 0;
+        tiles before;
+        enter(&before);
+        for (long j = part < down ? W / 32 * part / down : 0; j < last; j++)
+            for (long i = begin; i < end; i++, now = !now) {
+                const int inside = i * 32 < whole;
+                pending *own = two + now;
+                own->out = out + i * 32 * W + j * 32, own->stride = W, own->rows = inside ? 32 : left, own->done = 0;
+                for (long k = 0; k < 32 / LANES; k++) own->bias[k] = bias ? load(bias + j * 32 + k * LANES) : all(0);
+                sums(own, two + !now, inside ? x + i * 32 * R : rest, R, panels + j * 16 * R, R);
+            }
+        finish(two + !now, 32);
+        leave(&before);
+    }
+    free(rest);
+    return 0;
+}

@@ -1,0 +1,89 @@
+"""Products with frozen matrices in bfloat16 on a CPU by a kernel of our own.
+
+torch brings the matrix into oneDNN's layout at every call, and writes the bias down before it adds the product to it. oneDNN
+itself, with a matrix that is kept in its layout, leaves one of two threads idle at some shapes, takes a step's time for each new
+number of rows, and hands each core other rows than the kernels beside it do.
+
+... leading axes, N inputs, M outputs.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from intarsia.ops.choice import amx
+from intarsia.ops.native.compiled import Library
+
+FULL = 32
+"""What N and M are multiples of."""
+
+
+class _Shape(ctypes.Structure):
+    """As `shape` in products.c."""
+
+    _fields_ = tuple((name, ctypes.c_long) for name in ("rows", "reads", "writes"))
+
+
+def takes(weights: Sequence[Tensor]) -> bool:
+    """Whether the kernel is there, and for these: frozen matrices (M, N) that are one below the other."""
+    fit = all(
+        w.dtype == torch.bfloat16 and w.device.type == "cpu" and not any(n % FULL for n in w.shape) for w in weights
+    )
+    return fit and amx() and LIBRARY.there()
+
+
+class Panels:
+    """Frozen matrices one below the other, as the kernel reads them, and their transpose; each is made when it is first wanted."""
+
+    def __init__(self, parts: Sequence[Tensor]) -> None:
+        """parts: (outputs, N) bfloat16 each, M in all; outputs and N are multiples of 32. They must stay as they are."""
+        self.parts = [part.detach() for part in parts]
+        self.made: dict[bool, Tensor] = {}
+        """By whether it is the transpose."""
+
+    def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + bias.   x: (..., N), bias: (M,) or None -> (..., M)"""
+        return self._product(x, bias, transposed=False)
+
+    def backward(self, grad: Tensor) -> Tensor:
+        """grad W.   (..., M) -> (..., N)"""
+        return self._product(grad, None, transposed=True)
+
+    def _product(self, x: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
+        if (panels := self.made.get(transposed)) is None:
+            panels = self.made[transposed] = self._packed(transposed=transposed)
+        reads = x.shape[-1]
+        x, writes = x.contiguous(), panels.numel() // reads
+        out = x.new_empty(*x.shape[:-1], writes)
+        LIBRARY.run("multiply", _Shape(x.numel() // reads, reads, writes), x, panels, bias, out)
+        return out
+
+    def _packed(self, *, transposed: bool) -> Tensor:
+        # A server's first pass is in inference mode, and what is made in it could never be trained through.
+        with torch.inference_mode(False), torch.no_grad():
+            whole = torch.cat(self.parts) if len(self.parts) > 1 else self.parts[0]
+            whole = whole.mT.contiguous() if transposed else whole.contiguous()
+            writes, reads = whole.shape
+            LIBRARY.run("pack", _Shape(0, reads, writes), whole, panels := torch.empty_like(whole))
+        return panels
+
+
+def _agrees() -> bool:
+    """Whether small products are what they are in float64, each way."""
+    g = torch.Generator().manual_seed(0)
+    for rows in (1, 75):
+        x, bias = (torch.randn(n, 64, generator=g, dtype=torch.float32).bfloat16() for n in (rows, 1))
+        weights = torch.randn(2, 32, 64, generator=g, dtype=torch.float32).bfloat16()
+        whole, panels = weights.flatten(0, 1).double(), Panels(list(weights))
+        pairs = (
+            (panels.forward(x, bias[0]), x.double() @ whole.mT + bias.double()),
+            (panels.backward(x), x.double() @ whole),
+        )
+        if not all(bool((one - other).abs().max() < 0.02 * other.abs().max()) for one, other in pairs):
+            return False
+    return True
+
+
+LIBRARY = Library("products", _agrees)
