@@ -95,7 +95,7 @@ class TaskBank(Residents):
         if head is None or head.kind != "generation":
             return self.tasks[name].loss(self(batch, tasks=name), labels)
         check_targets(batch, labels, head, self.backbone)
-        check_positions(batch, self.backbone, self.tasks, self.virtual, [name])
+        check_positions(batch, self.backbone, self.tasks, self.virtual, [name] * len(labels))
         labels = labels.to(self.backbone.device)
         if self.backbone.kind == "decoder":
             # The state at a token says the next one.

@@ -58,7 +58,7 @@ def check_positions(
     new: int = 0,
 ) -> None:
     """ConfigError where a row, its task's virtual tokens and `new` ones behind it have no place in a table of positions, or a token
-    none in that of tokens: torch would look outside (and a GPU be lost). virtual: rows.virtual of each task."""
+    none in that of tokens: torch would look outside (and a GPU be lost). virtual: rows.virtual of each task; names: of each row."""
     _check_ids(batch, backbone, tasks, names)
     limit, ids = backbone.positions, batch.get("input_ids")
     if limit is None or ids is None:
@@ -68,7 +68,10 @@ def check_positions(
     written = max(new, batch["decoder_input_ids"].shape[1] if "decoder_input_ids" in batch else 0)
     longest, mask = ids.shape[1], batch.get("attention_mask")
     if longest + added > limit and mask is not None and backbone.counts_positions:
-        longest = int(mask.sum(1).max())  # padding takes no position; asked for only here, as a GPU would be waited for
+        # Padding takes no position, nor do the virtual tokens of other rows; asked for only here, as a GPU would be waited for.
+        own = (0 if name is None else virtual[name] for name in names)
+        longest, added = max(zip(mask.sum(1).tolist(), own, strict=True), key=sum)
+        added += behind
     if longest + added <= limit and (backbone.kind != "encoder-decoder" or written <= limit):
         return
     beside = f", {added} more with what is virtual or written" if added else ""

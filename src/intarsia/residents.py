@@ -67,7 +67,11 @@ class Residents:
         resident = self._shelf.store(task, self.backbone.dtype) if frozen else Live(task)
         self._hook_all(task)
         if isinstance(resident, Stored):
-            self._shelf.put(name, resident)
+            try:
+                self._shelf.put(name, resident)
+            except BaseException:  # no memory
+                self._unhook_all(task)
+                raise
         self._residents[name] = resident
         self.tasks[name], self.virtual[name] = resident.task, virtual(task)
 
@@ -98,12 +102,7 @@ class Residents:
         if isinstance(resident, Stored):
             self._shelf.take(name)
         self.aliases = {alias: target for alias, target in self.aliases.items() if target != name}
-        for key in task.sites:
-            hooks, users = self._hooks.pop(key)
-            if users > 1:
-                self._hooks[key] = hooks, users - 1
-            else:
-                hooks.remove()
+        self._unhook_all(task)
 
     @in_turn
     def replace(self, name: str, task: Task) -> None:
@@ -279,3 +278,12 @@ class Residents:
         for key in task.sites:
             hooks, users = self._hooks.get(key) or (new[key], 0)
             self._hooks[key] = hooks, users + 1
+
+    def _unhook_all(self, task: Task) -> None:
+        """Sites that no other task uses lose their hooks."""
+        for key in task.sites:
+            hooks, users = self._hooks.pop(key)
+            if users > 1:
+                self._hooks[key] = hooks, users - 1
+            else:
+                hooks.remove()

@@ -51,7 +51,11 @@ class Shelf:
         stored.form.users += 1
         self._away[name] = stored
         self.paged += stored.nbytes
-        self.fetch([name])
+        try:
+            self.fetch([name])
+        except BaseException:  # no memory
+            self.take(name)
+            raise
 
     def take(self, name: str) -> None:
         """Off the shelf."""
@@ -78,19 +82,20 @@ class Shelf:
             if name in self._here:
                 self._here.move_to_end(name)
         for name in wanted:
-            if (stored := self._away.pop(name, None)) is not None:
-                self.paged -= stored.nbytes
+            if (stored := self._away.get(name)) is not None:
                 self._make_room(stored.nbytes, wanted)
-                stored.move(self.device)
+                stored.move(self.device)  # where that fails it is still away
+                del self._away[name]
+                self.paged -= stored.nbytes
                 self._here[name] = stored
                 self.used += stored.nbytes
 
     def _make_room(self, nbytes: int, wanted: Iterable[str]) -> None:
         while self.capacity is not None and self.used + nbytes > self.capacity:
             name = next(name for name in self._here if name not in wanted)
-            stored = self._here.pop(name)
+            stored = self._here[name]
             stored.move(torch.device("cpu"))
-            self._away[name] = stored
+            self._away[name] = self._here.pop(name)
             self.used -= stored.nbytes
             self.paged += stored.nbytes
 

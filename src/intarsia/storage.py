@@ -214,9 +214,10 @@ class Stored:
     @own_modes()
     def move(self, device: torch.device) -> None:
         """To the device, or from it."""
-        self.flat = self.flat.to(device)
-        if isinstance(head := self.task.head_module, FrozenHead):
+        flat, head = self.flat.to(device), self.task.head_module
+        if isinstance(head, FrozenHead):
             head.flat = head.flat.to(device)
+        self.flat = flat  # last, so that where memory is short both are where they were
 
     def whole(self) -> Task:
         """The task with its tensors, on the CPU."""

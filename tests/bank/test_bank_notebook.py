@@ -252,6 +252,20 @@ def test_rows_that_fill_the_table_of_positions_are_read_and_padding_takes_none(f
         torch.testing.assert_close(bank(wider, tasks=method), full, **CLOSE)
 
 
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_a_row_that_fills_the_table_stands_beside_one_with_virtual_tokens(family):
+    bank, batch = held("lora", "prompt", family=family), tiny.inputs(family, tokens=64)
+    batch["attention_mask"] = (torch.arange(64) < torch.tensor([[64], [61], [9]])).long()
+    names = ["lora", "prompt", "prompt"]
+    with torch.no_grad():
+        together = bank(batch, tasks=names)
+        for row, (name, length) in enumerate(zip(names, (64, 61, 9), strict=True)):
+            alone = bank({key: x[row : row + 1, :length] for key, x in batch.items()}, tasks=name)[0]
+            torch.testing.assert_close(together[row], alone, **CLOSE)
+        with pytest.raises(IntarsiaError, match="longest row has 64 tokens, 3 more with what is virtual"):
+            bank(batch, tasks=["prompt", "lora", "lora"])
+
+
 @pytest.mark.parametrize("family", ["llama", "bart"])
 def test_a_batch_of_a_collator_keeps_its_labels_to_itself(family):
     """As DataCollatorForSeq2Seq and DataCollatorForLanguageModeling make them."""

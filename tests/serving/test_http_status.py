@@ -6,7 +6,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from intarsia.serving.http.metrics import MOST_TASKS
-from serving.fake_engine import FakeEngine, card, serving
+from serving.fake_engine import FakeEngine, card, refusal, serving
 
 
 @pytest.fixture
@@ -53,6 +53,15 @@ def test_tasks_say_what_the_page_shows(client, engine):
     }
     assert said["tasks"][-1]["metrics"] == {"accuracy": None}
     assert said["tasks"][-1]["resident"] is False
+
+
+def test_one_task_says_what_it_says_among_all(client):
+    for one in client.get("/v1/tasks").json()["tasks"]:
+        assert client.get(f"/v1/tasks/{one['name']}").json() == one
+    refusal(client.get("/v1/tasks/nope"), 404, "GET /v1/tasks")
+    wrong = client.post("/v1/tasks/mood")
+    refusal(wrong, 405)
+    assert set(wrong.headers["allow"].split(", ")) == {"GET", "PUT", "DELETE"}
 
 
 @pytest.mark.parametrize("path", ["/health", "/metrics", "/v1/models", "/v1/tasks", "/v2/health/ready", "/v1/classify"])

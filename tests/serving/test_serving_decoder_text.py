@@ -124,6 +124,12 @@ def test_draws_follow_the_scores_at_their_temperature():
     assert abs(share - float(torch.sigmoid(torch.tensor(2.0)))) < 0.02
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-40, 5e-324])
+def test_the_smallest_temperatures_take_the_likeliest(temperature):
+    scores = torch.tensor([[-30.0, 31.0, 30.5]])
+    assert choose(scores, [Chooser(Sampling(temperature=temperature))]) == [1]
+
+
 def test_greedy_rows_and_drawing_rows_share_a_step():
     scores = torch.randn(3, 50, generator=torch.Generator().manual_seed(0))
     settings = [Sampling(), Sampling(temperature=1.0, seed=4), Sampling()]

@@ -4,8 +4,10 @@ import threading
 import time
 
 import pytest
+import torch
 
-from intarsia.errors import TaskError
+from intarsia.backbone import Backbone
+from intarsia.errors import ConfigError, TaskError
 from intarsia.serving.limits import Limits
 from intarsia.serving.requests import (
     BadRequest,
@@ -14,10 +16,13 @@ from intarsia.serving.requests import (
     DeadlineExceeded,
     EngineFailure,
     Generate,
+    NoMemory,
     Unavailable,
 )
 from intarsia.serving.sampling import Sampling
+from intarsia.storage import Stored
 from serving.served import Asked, engine_over, make, save
+from workflow.tiny_run import make_encoder_decoder
 
 
 def held(engine):
@@ -117,6 +122,78 @@ def test_a_row_that_the_model_fails_on_does_not_fail_its_neighbours(encoder, tmp
         assert all(one.end().label for one in good)
         with pytest.raises(EngineFailure, match="RuntimeError"):
             bad.end()
+
+
+def test_who_waits_too_long_is_told_while_a_pass_takes_its_time(encoder, tmp_path):
+    save(encoder, tmp_path, "mood")
+    with engine_over(encoder) as engine:
+        engine.put("mood", tmp_path / "mood")
+        go = held(engine)
+        late = Asked(engine, Classify(task="mood", texts=("good",), deadline=time.monotonic() + 0.05))
+        kept = Asked(engine, Classify(task="mood", texts=("good",)))
+        with pytest.raises(DeadlineExceeded):
+            late.end(10)  # the engine's thread is still held
+        go.set()
+        assert kept.end().label
+        assert engine.put("mood", tmp_path / "mood")  # a turn has passed
+        assert late.events.empty()
+        assert dict(engine.counts.requests) == {("classify", "ok"): 1, ("classify", "late"): 1}
+
+
+def test_a_task_that_the_device_has_no_memory_for_ends_nobody(encoder, tmp_path, monkeypatch):
+    first = save(encoder, tmp_path, "mood")
+    save(encoder, tmp_path, "big", 1)
+    with engine_over(encoder) as engine:
+        engine.put("mood", tmp_path / "mood")
+        bank = engine._bank
+        before = (dict(bank._hooks), bank.device_bytes, bank.host_bytes)
+
+        def full(*_):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.\nGPU 0 has none.")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Stored, "move", full)
+            with pytest.raises(NoMemory, match="cpu has no memory left for this task; serve with a --capacity"):
+                engine.put("big", tmp_path / "big")
+        assert (dict(bank._hooks), bank.device_bytes, bank.host_bytes) == before
+        assert Asked(engine, Classify(task="mood", texts=("good",))).end().label
+        assert [card.version for card in engine.cards()] == [first]
+        assert engine.put("big", tmp_path / "big").name == "big"
+
+
+def test_a_caller_that_fails_on_a_piece_ends_nobody_else(decoder):
+    def failing(_event):
+        raise RuntimeError("nobody is there")
+
+    with engine_over(decoder) as engine:
+        engine.submit(Generate(task=None, prompt="good", sampling=Sampling(max_tokens=4)), failing)
+        assert Asked(engine, Generate(task=None, prompt="good", sampling=Sampling(max_tokens=4))).end().new_tokens
+        assert engine.state == "ready"
+
+
+def test_a_text_that_an_encoder_decoder_fails_on_does_not_fail_its_neighbours(tmp_path, monkeypatch):
+    backbone = Backbone.load(str(make_encoder_decoder(tmp_path / "t5")), dtype="float32")
+    for number, name in enumerate(("writer", "bad")):
+        save(backbone, tmp_path, name, number, kind="generation")
+    with engine_over(backbone) as engine:
+        for name in ("writer", "bad"):
+            engine.put(name, tmp_path / name)
+        generate = type(engine._bank).generate
+
+        def failing(bank, batch, tasks, decoding):
+            if any(name.startswith("bad@") for name in tasks):
+                raise ConfigError("no places")
+            return generate(bank, batch, tasks, decoding)
+
+        monkeypatch.setattr(type(engine._bank), "generate", failing)
+        go, sampling = held(engine), Sampling(max_tokens=3)
+        asked = [
+            Asked(engine, Generate(task=name, prompt="good", sampling=sampling)) for name in ("writer", "bad", "writer")
+        ]
+        go.set()
+        assert [asked[place].end().prompt_tokens > 0 for place in (0, 2)] == [True, True]
+        with pytest.raises(BadRequest, match="no places"):
+            asked[1].end()
 
 
 def test_when_the_thread_dies_everyone_is_told(encoder, tmp_path):

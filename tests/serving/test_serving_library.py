@@ -53,14 +53,57 @@ def test_the_folders_name_is_the_tasks_name_and_odd_folders_are_left_alone(serve
     engine, library, said = served
     version = save(backbone, library.folder, "mood")
     os.replace(library.folder / "mood", library.folder / "renamed")
-    save(backbone, tmp_path / "elsewhere", "secret")
-    (library.folder / "link").symlink_to(tmp_path / "elsewhere" / "secret")
     save(backbone, library.folder, ".hidden")
     (library.folder / "notes.txt").write_text("not a task")
     (library.folder / "empty").mkdir()
     library.look()
     assert names(engine) == {"renamed": version}
-    assert said == []
+    assert said == []  # of what is hidden, no folder or no task
+
+
+def test_a_task_folder_that_cannot_be_served_as_it_is_called_is_said_once(served, backbone, tmp_path):
+    engine, library, said = served
+    version = save(backbone, library.folder, "mood")
+    for odd in ("film reviews", "_draft", "a" * 129):
+        shutil.copytree(library.folder / "mood", library.folder / odd)
+    (library.folder / "link").symlink_to(library.folder / "mood")
+    for _ in range(3):
+        library.look()
+    assert names(engine) == {"mood": version}
+    assert len(said) == 4
+    assert f"{library.folder / 'link'} is not served: it is a link; put the task folder itself there" in said
+    assert sum("rename it: a task's name must begin with a letter or digit" in line for line in said) == 3
+    os.replace(library.folder / "film reviews", library.folder / "film-reviews")
+    library.look()
+    assert set(names(engine)) == {"mood", "film-reviews"}
+    assert len(said) == 4
+
+
+def test_a_folder_is_looked_at_again_when_its_files_may_be_read_or_the_links_in_it_lead_elsewhere(
+    served, backbone, tmp_path, monkeypatch
+):
+    engine, library, said = served
+    first, second = save(backbone, tmp_path / "a", "mood"), save(backbone, tmp_path / "b", "mood", 1, seed=4)
+    (library.folder / "mood").mkdir()
+    (tmp_path / "now").symlink_to(tmp_path / "a")
+    for name in (DESCRIPTION, TENSORS):
+        (library.folder / "mood" / name).symlink_to(tmp_path / "now" / "mood" / name)
+
+    def closed(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "put", closed)
+        for _ in range(2):
+            library.look()
+    assert [line.partition(" is not served: ")[2] for line in said] == ["PermissionError: [Errno 13] Permission denied"]
+    (tmp_path / "a" / "mood" / DESCRIPTION).chmod(0o600)
+    library.look()
+    assert names(engine) == {"mood": first}
+    (tmp_path / "next").symlink_to(tmp_path / "b")
+    os.replace(tmp_path / "next", tmp_path / "now")
+    library.look()
+    assert names(engine) == {"mood": second}
 
 
 def test_a_folder_that_is_being_written_waits(served, backbone, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from intarsia.serving.requests import (
     Generate,
     Piece,
 )
+from intarsia.serving.sampling import COLDEST
 from intarsia.serving.text import TextStream
 from intarsia.staged import Returning
 
@@ -167,14 +168,14 @@ class Answering:
             job.text += text
             tokens, job.unsent = job.unsent, 0
             if not job.cancelled:
-                job.deliver(Piece(text, tokens))
+                job.tell(Piece(text, tokens))
         if one.finish is not None:
             del self._writing[one.writing]
             assert job.row is not None
             self.finish(job, Finished(one.finish, len(job.row.ids), len(one.writing.new), job.text))
 
     def _write_whole(self, jobs: Sequence[Job], counts: Counts) -> None:
-        """An encoder-decoder's texts, each batch from beginning to end."""
+        """An encoder-decoder's texts, each batch from beginning to end; where it fails, each alone, as in `classify`."""
         alike: dict[object, list[Job]] = {}
         for job in jobs:
             assert isinstance(job.request, Generate)
@@ -186,16 +187,18 @@ class Answering:
             try:
                 found = self._written(group)
             except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
-                note_bug("writing failed", error)
-                for job in group:
-                    self.finish(
-                        job, Failed(BadRequest(str(error)) if isinstance(error, IntarsiaError) else _failure(error))
-                    )
+                note_bug(f"writing {len(group)} texts failed", error)
+                if len(group) > 1:
+                    for job in group:
+                        self._write_whole([job], counts)
+                    continue
+                refused = BadRequest(str(error)) if isinstance(error, IntarsiaError) else _failure(error)
+                self.finish(group[0], Failed(refused))
                 continue
             for job, (event, tokens) in zip(group, found, strict=True):
                 counts.tokens_out += tokens
                 if event.text and not job.cancelled:
-                    job.deliver(Piece(event.text, tokens))
+                    job.tell(Piece(event.text, tokens))
                 self.finish(job, event)
 
     def _written(self, jobs: Sequence[Job]) -> list[tuple[Finished, int]]:
@@ -206,7 +209,7 @@ class Answering:
         decoding = Decoding(
             max_new_tokens=sampling.max_tokens,
             sample=sampling.temperature > 0,
-            temperature=sampling.temperature or 1.0,
+            temperature=max(sampling.temperature, COLDEST) if sampling.temperature else 1.0,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             seed=abs(sampling.seed),

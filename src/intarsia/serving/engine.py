@@ -20,6 +20,7 @@ from intarsia.serving.counts import Counts
 from intarsia.serving.jobs import Job, payloads
 from intarsia.serving.limits import Limits
 from intarsia.serving.logs import note_bug
+from intarsia.serving.overdue import Overdue, too_late
 from intarsia.serving.reader import check_kind, read
 from intarsia.serving.requests import (
     BadRequest,
@@ -55,6 +56,7 @@ class Engine(ServedTasks):
         self._ahead = Ahead(self._bank, self.limits, self._answering.decoder)
         self._waiting = Waiting(self.limits)
         self._jobs: set[Job] = set()
+        self._overdue = Overdue(self._lock, self._jobs)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="intarsia-reader")
         self._thread = threading.Thread(target=self._run, name="intarsia-engine", daemon=True)
         self._stopped = False
@@ -64,6 +66,7 @@ class Engine(ServedTasks):
         """The thread begins."""
         self.state = "ready"
         self._thread.start()
+        self._overdue.start()
 
     def prepare(self) -> None:
         """Makes what requests to the tasks of now would wait for: on a GPU, graphs of batches of usual sizes. Requests may come
@@ -91,6 +94,7 @@ class Engine(ServedTasks):
             self._thread.join(timeout=5)
         if not self._thread.is_alive():
             self._bank.detach()
+        self._overdue.stop()
         self._reader.shutdown(wait=False, cancel_futures=True)
 
     # -- requests ---------------------------------------------------------------------------------------------------------
@@ -157,9 +161,7 @@ class Engine(ServedTasks):
 
     def _cancel(self, job: Job) -> None:
         with self._lock:
-            job.cancelled = True
-            if job.item is not None:
-                job.item.cancelled = True
+            job.give_up()
             self._lock.notify_all()
 
     def _finish(self, job: Job, event: Event | None) -> None:
@@ -170,7 +172,7 @@ class Engine(ServedTasks):
             job.done = True
             self._jobs.discard(job)
             outcome = "cancelled" if event is None else "failed" if isinstance(event, Failed) else "ok"
-            if isinstance(event, Failed) and isinstance(event.error, DeadlineExceeded):
+            if job.late or (isinstance(event, Failed) and isinstance(event.error, DeadlineExceeded)):
                 outcome = "late"
             self.counts.requests[job.kind, outcome] += 1
             self.counts.seconds.add(time.monotonic() - job.since)
@@ -181,7 +183,7 @@ class Engine(ServedTasks):
                     self._controls.append(lambda: self._evict(version))
                     self._lock.notify_all()
         if event is not None and not job.cancelled:
-            _told(job, event)
+            job.tell(event)
 
     def gauges(self) -> dict[str, Any]:
         """How it goes, for metrics and the page."""
@@ -261,7 +263,7 @@ class Engine(ServedTasks):
             self._finish(job, None)
         late += self._answering.sweep(now)
         for job in late:
-            self._finish(job, Failed(DeadlineExceeded("the request's time was over before it was answered")))
+            self._finish(job, too_late())
 
     def _batch(self) -> list[Job]:
         """The next rows to classify, when it is time."""
@@ -291,10 +293,3 @@ class Engine(ServedTasks):
         if since is not None:
             return max(0.0, since + self.limits.wait_ms / 1000 - time.monotonic())
         return SWEEP_SECONDS if self._jobs else 1.0
-
-
-def _told(job: Job, event: Event) -> None:
-    try:
-        job.deliver(event)
-    except Exception as error:  # noqa: BLE001 - a caller's mistake must not end the engine
-        note_bug("a caller's deliver failed", error)

@@ -8,7 +8,8 @@ from typing import Any
 
 from intarsia.rows import Row
 from intarsia.serving.decoder import Writing
-from intarsia.serving.requests import Classify, Deliver, Generate, Request
+from intarsia.serving.logs import note_bug
+from intarsia.serving.requests import Classify, Deliver, Event, Generate, Request
 from intarsia.serving.scheduler import Item
 from intarsia.serving.versions import Version
 
@@ -35,6 +36,8 @@ class Job:
     """New tokens that no piece has told of."""
     done: bool = False
     cancelled: bool = False
+    late: bool = False
+    """Its caller has been told that its time is over."""
 
     @property
     def kind(self) -> str:
@@ -72,6 +75,19 @@ class Job:
         self.row = row
         self.item = Item(self.task, len(row.ids), time.monotonic(), self.deadline, self)
         return self.item
+
+    def tell(self, event: Event) -> None:
+        """Gives its caller an event. A caller's mistake must not end the engine."""
+        try:
+            self.deliver(event)
+        except Exception as error:  # noqa: BLE001 - whatever it was
+            note_bug("a caller's deliver failed", error)
+
+    def give_up(self) -> None:
+        """Nobody waits for it any more; the engine's thread drops it when it comes to it."""
+        self.cancelled = True
+        if self.item is not None:
+            self.item.cancelled = True
 
 
 def payloads(items: list[Item]) -> list[Any]:

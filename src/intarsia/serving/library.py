@@ -26,8 +26,10 @@ YOUNG_SECONDS = 2.0
 """Files that were written so recently may not be whole yet."""
 HIDDEN = ".intarsia-"
 
-Look = tuple[tuple[int, int, int], tuple[int, int, int]]
-"""What tells that the two files of a folder have changed."""
+NAMING = "begin with a letter or digit, and have only letters, digits, '.', '_' and '-', at most 128 in all"
+
+Look = tuple[tuple[int, int, int, int], tuple[int, int, int, int]]
+"""What tells that the two files of a folder, or who may read them, have changed."""
 
 
 class Library:
@@ -39,6 +41,8 @@ class Library:
         self._seen: dict[str, Look] = {}
         """The look that has been dealt with, by name."""
         self._served: set[str] = set()
+        self._unfit: set[str] = set()
+        """Folders that hold a task and cannot be served, as they are called or because they are links; each has been said."""
         self._unread = ""
         """Why the folder itself could not be read at the last look."""
         self._changing = threading.Lock()
@@ -94,7 +98,7 @@ class Library:
             finally:
                 shutil.rmtree(new, ignore_errors=True)
             self._served.add(name)
-            self._seen[name] = _look(self.folder / name) or ((0, 0, 0), (0, 0, 0))
+            self._seen[name] = _look(self.folder / name) or ((0, 0, 0, 0), (0, 0, 0, 0))
             return card
 
     def delete(self, name: str) -> None:
@@ -145,20 +149,26 @@ class Library:
                 self.say(f"the tasks folder cannot be read, its tasks stay: {why}")
             self._unread = why
             return dict(self._seen)
-        self._unread = ""
+        self._unread, unfit = "", {}
         for entry in entries:
-            # A link may lead out of the folder.
-            if NAME.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
-                look = _look(Path(entry.path))
-                if look is not None:
-                    found[entry.name] = look
+            if entry.name.startswith(".") or (look := _look(Path(entry.path))) is None:
+                continue
+            if entry.is_symlink():  # it may lead out of the folder
+                unfit[entry.name] = "it is a link; put the task folder itself there"
+            elif not NAME.fullmatch(entry.name):
+                unfit[entry.name] = f"rename it: a task's name must {NAMING}"
+            else:
+                found[entry.name] = look
+        for name in unfit.keys() - self._unfit:
+            self.say(f"{self.folder / name} is not served: {unfit[name]}")
+        self._unfit = set(unfit)
         return found
 
     def _take(self, name: str, found: Look) -> None:
         try:
             self.engine.put(name, self.folder / name)
         except IntarsiaError as error:
-            newest = max(stamp for stamp, _, _ in found) / 1e9
+            newest = max(stamp for stamp, *_ in found) / 1e9
             if time.time() - newest < YOUNG_SECONDS:
                 return  # it may be half written; the next look tells
             self.say(f"{self.folder / name} is not served: {error}")
@@ -191,15 +201,13 @@ def _look(folder: Path) -> Look | None:
     found = []
     for name in (DESCRIPTION, TENSORS):
         try:
-            facts = (folder / name).stat(follow_symlinks=False)
+            facts = (folder / name).stat()
         except OSError:
             return None
-        found.append((facts.st_mtime_ns, facts.st_size, facts.st_ino))
+        found.append((facts.st_mtime_ns, facts.st_ctime_ns, facts.st_size, facts.st_ino))
     return found[0], found[1]
 
 
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise TaskError(
-            "a task's name must begin with a letter or digit, and have only letters, digits, '.', '_' and '-', at most 128 in all"
-        )
+        raise TaskError(f"a task's name must {NAMING}")

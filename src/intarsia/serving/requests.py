@@ -8,7 +8,8 @@ IntarsiaError
     ├── Busy              429 the queue is full; `retry_after` seconds
     ├── Unavailable       503 the engine is starting, draining or dead
     ├── DeadlineExceeded  504 its time is over
-    └── EngineFailure     500 the model failed on it, also when it was tried alone
+    ├── EngineFailure     500 the model failed on it, also when it was tried alone
+    └── NoMemory          507 the device has none left for a task that comes
 """
 
 from __future__ import annotations
@@ -71,6 +72,12 @@ class EngineFailure(RequestError):  # noqa: N818
     """The model failed on it, also when it was tried alone."""
 
     status = 500
+
+
+class NoMemory(RequestError):  # noqa: N818
+    """The device has none left for a task that comes."""
+
+    status = 507
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

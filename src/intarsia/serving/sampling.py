@@ -9,6 +9,8 @@ from torch import Tensor
 from intarsia.errors import ConfigError
 
 MOST_STOPS = 16
+COLDEST = 1e-6
+"""A lower temperature than this is taken for it: the likeliest token is as good as certain, and scores stay within fp32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +56,7 @@ class Chooser:
     def draw(self, scores: Tensor) -> int:
         """scores: (V,), fp32, on the CPU."""
         assert self.generator is not None
-        scores = scores / self.sampling.temperature
+        scores = scores / max(self.sampling.temperature, COLDEST)
         if 0 < self.sampling.top_k < len(scores):
             least = scores.topk(self.sampling.top_k).values[-1]
             scores = scores.masked_fill(scores < least, float("-inf"))

@@ -13,11 +13,11 @@ from typing import Any, Literal
 
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.errors import IntarsiaError, TaskError, UnsupportedError
+from intarsia.errors import IntarsiaError, TaskError, UnsupportedError, is_out_of_memory
 from intarsia.rows import RowReader, Tokens
 from intarsia.serving.cards import Card, card_of
 from intarsia.serving.memory import give_back
-from intarsia.serving.requests import Unavailable, UnknownTask
+from intarsia.serving.requests import NoMemory, Unavailable, UnknownTask
 from intarsia.serving.versions import Version
 from intarsia.sites import Role
 from intarsia.task import Task
@@ -45,7 +45,19 @@ class ServedTasks:
         _measure_heads(backbone)
 
     def put(self, name: str, folder: Path) -> Card:
-        """Serves the folder's task under this name; requests on an older version finish on it. TaskError when it cannot be."""
+        """Serves the folder's task under this name; requests on an older version finish on it. TaskError when it cannot be,
+        NoMemory where the device has no room for it."""
+        try:
+            return self._put(name, folder)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise NoMemory(
+                f"{folder}: {self.backbone.device} has no memory left for this task; serve with a --capacity, and tasks that are "
+                "not used wait in host memory"
+            ) from None
+
+    def _put(self, name: str, folder: Path) -> Card:
         with self._changing:
             task = Task.load(folder, self.backbone).requires_grad_(False)
             current = self._current.get(name)
@@ -128,7 +140,7 @@ class ServedTasks:
         def run() -> None:
             try:
                 change()
-            except IntarsiaError as error:
+            except Exception as error:  # noqa: BLE001 - whoever waits for it gets it, and the others are answered
                 done.set_exception(error)
             else:
                 done.set_result(None)

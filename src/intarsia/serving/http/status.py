@@ -115,6 +115,12 @@ async def tasks(service: Serving) -> Tasks:
     return Tasks(tasks=cards, backbone=BackboneCard(name=backbone.name, fingerprint=backbone.fingerprint))
 
 
+@router.get("/v1/tasks/{name}")
+async def task(name: str, service: Serving) -> TaskCard:
+    """One of the tasks."""
+    return TaskCard.of(service.card(name))
+
+
 @router.get("/v1/load")
 async def load(service: Serving) -> Load:
     """What the page draws, once a second."""
