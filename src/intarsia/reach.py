@@ -56,7 +56,9 @@ class Reach:
 
         changes = {Role.WEIGHT: replace, Role.KV: extend, Role.EMBED: enter, Role.EMBED_OUT: enter}
         whole = self.backbone.hook_norm(site, norm) if site.role is Role.NORM else None
-        return whole or self.backbone.hook(site, changes.get(site.role, project))
+        hooks = whole or self.backbone.hook(site, changes.get(site.role, project))
+        self.backbone.hooked.add(hooks)
+        return hooks
 
 
 def _take_off(turns: Turns, hooks: dict[str, tuple[Hooks, int]]) -> None:

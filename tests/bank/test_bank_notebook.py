@@ -12,7 +12,7 @@ import intarsia
 import tiny
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.errors import BackboneError, IntarsiaError, TaskError
+from intarsia.errors import BackboneError, ConfigError, IntarsiaError, TaskError
 from intarsia.heads import Decoding, Head
 from intarsia.methods import LoRA
 from intarsia.task import Task
@@ -70,6 +70,46 @@ def test_a_bank_is_neither_copied_nor_pickled_since_its_hooks_would_ask_the_firs
         want = bank(batch, tasks="lora")
         other = TaskBank(copy.deepcopy(bank.backbone), [copy.deepcopy(bank.tasks["lora"])])
         torch.testing.assert_close(other(batch, tasks="lora"), want, **CLOSE)
+
+
+@pytest.mark.parametrize("method", ["serial", "lora", "prefix flat", "prompt", "layer-norm", "full"])
+def test_a_copy_of_a_backbone_has_none_of_the_tasks_on_it(method):
+    bank, batch = held(method), tiny.inputs("bert")
+    with torch.no_grad():
+        plain, want = bank.backbone.features(batch), bank(batch, tasks=method)
+        bank.activate(method)
+        twin = copy.deepcopy(bank.backbone)
+        assert torch.equal(twin.features(batch), plain)
+        assert not any(m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in twin.model.modules())
+        assert twin.model.config._attn_implementation == "sdpa"
+        other = TaskBank(twin, [copy.deepcopy(bank.tasks[method])])
+        assert torch.equal(other(batch, tasks=method), want)
+        other.detach()
+        assert torch.equal(twin.features(batch), plain)
+        assert torch.equal(bank(batch, tasks=method), want)
+        bank.detach()
+    copy.deepcopy(bank.backbone)
+
+
+@pytest.mark.parametrize("method", ["serial", "layer-norm", "full"])
+def test_a_copy_of_a_model_with_tasks_on_it_is_not_wrapped(method):
+    bank = held(method)
+    with pytest.raises(BackboneError, match="copy the backbone instead"):
+        Backbone.wrap(copy.deepcopy(bank.backbone.model))
+    Backbone.wrap(bank.backbone.model)
+    bank.detach()
+    Backbone.wrap(copy.deepcopy(bank.backbone.model))
+
+
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_a_task_with_embeddings_of_another_size_than_the_models_is_refused(family):
+    bank, batch = held("full", family=family), tiny.inputs(family)
+    bank.backbone.model.resize_token_embeddings(120)
+    with pytest.raises(ConfigError, match=r"\[97, 32\], and the model now as \[120, 32\]"):
+        bank(batch, tasks="full")
+    assert bank.backbone.model.get_input_embeddings().weight.shape == (120, 32)
+    bank.detach()
+    bank.backbone.features({"input_ids": torch.tensor([[3, 110]])})
 
 
 STORED = {
