@@ -159,7 +159,7 @@ class TaskBank(Residents):
         """Of rows that all classify, or all generate with the same settings."""
         tokenizer, heads = self.backbone.tokenizer, [self.tasks[name].head for name in names]
         writes = heads[0] is not None and heads[0].kind == "generation"
-        left = self.backbone.kind == "decoder" if writes else tokenizer.padding_side == "left"
+        left = self.backbone.kind == "decoder" if writes else self.backbone.padding_side == "left"
         batch = join_rows(rows, pad_id=self.backbone.pad_id, left=left)
         if not writes:
             logits = Returning(self(batch, tasks=names)).wait()
