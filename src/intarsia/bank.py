@@ -16,6 +16,7 @@ from intarsia.errors import ConfigError
 from intarsia.given import alike, check_positions, check_targets, out_of_training, parts_of, row_names, text_names
 from intarsia.graphs import LONGEST, MOST, Graphs, usual_batches
 from intarsia.heads import IGNORED, Decoding, place, score_rows
+from intarsia.reach import at_rest, at_work
 from intarsia.residents import Residents
 from intarsia.routing import NotByRow, Route
 from intarsia.rows import Prediction, Row, RowReader, Tokens, answer_row, join_rows
@@ -158,7 +159,7 @@ class TaskBank(Residents):
         """Of rows that all classify, or all generate with the same settings."""
         tokenizer, heads = self.backbone.tokenizer, [self.tasks[name].head for name in names]
         writes = heads[0] is not None and heads[0].kind == "generation"
-        left = self.backbone.kind == "decoder" if writes else tokenizer.padding_side == "left"
+        left = self.backbone.kind == "decoder" if writes else self.backbone.padding_side == "left"
         batch = join_rows(rows, pad_id=self.backbone.pad_id, left=left)
         if not writes:
             logits = Returning(self(batch, tasks=names)).wait()
@@ -285,11 +286,8 @@ class TaskBank(Residents):
             route = self.current
 
             def during(_grad: Tensor) -> None:
-                self.current = route
-                torch.autograd.Variable._execution_engine.queue_callback(after)
-
-            def after() -> None:
-                self.current = self._default
+                at_work(self, route)
+                torch.autograd.Variable._execution_engine.queue_callback(lambda: at_rest(self))
 
             states.register_hook(during)
         return states

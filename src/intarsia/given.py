@@ -97,7 +97,7 @@ def _check_ids(
         if known is not None and (most >= known or (least < 0 and (what != "token" or least < -_slots(tasks, names)))):
             raise ConfigError(
                 f"{key} holds {what} {most if most >= known else least}, and {backbone.name} has {what}s 0 to {known - 1}; give "
-                "those of its own tokenizer"
+                "those of its own tokenizer; tokens that were added to it want model.resize_token_embeddings(len(tokenizer))"
             )
 
 

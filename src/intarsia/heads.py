@@ -185,7 +185,10 @@ class Reader:
 
     def forward(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """states: (B, T, D), mask: (B, T) or None. Returns fp32 scores (B, C); (B, T, C) for token classification."""
-        return self.head.in_units(ops.linear(self.read(states, mask, pooler), self.weight, self.bias))
+        scores = ops.linear(self.read(states, mask, pooler), self.weight, self.bias)
+        return self.head.in_units(
+            scores.to(self.weight.dtype)
+        )  # autocast's bf16 has no steps for numbers such as years
 
     def read(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """What the scores are made from: (B, D); (B, T, D) for token classification."""
@@ -291,10 +294,9 @@ def score_rows(states: Tensor, mask: Tensor | None, heads: Sequence[Reader | Non
             index = torch.tensor(rows).to(states.device, non_blocking=True)
             own, seen = states[index], None if mask is None else mask[index]
         read = modules[0].read(own, seen)
-        if all(module is modules[0] for module in modules):
-            weight, bias = modules[0].weight, modules[0].bias
-        else:
-            weight, bias = _together(modules)
-        for row, module, score in zip(rows, modules, ops.linear(read, weight, bias).unbind(), strict=True):
+        same = all(module is modules[0] for module in modules)
+        weight, bias = (modules[0].weight, modules[0].bias) if same else _together(modules)
+        scores = ops.linear(read, weight, bias).to(weight.dtype).unbind()
+        for row, module, score in zip(rows, modules, scores, strict=True):
             found[row] = module.head.in_units(score)
     return found

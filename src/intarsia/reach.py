@@ -25,8 +25,6 @@ class Reach:
     def __init__(self, bank: Residents, hooks: dict[str, tuple[Hooks, int]]) -> None:
         """hooks: all that the bank will ever have."""
         self.backbone, self._bank = bank.backbone, weakref.ref(bank)
-        self.kept: Residents | None = None
-        """The bank itself while a task is active in it: the model's own calls go through that task, whoever has the bank."""
         weakref.finalize(bank, _take_off, bank.backbone.turns, hooks).atexit = False
 
     @property
@@ -56,7 +54,25 @@ class Reach:
 
         changes = {Role.WEIGHT: replace, Role.KV: extend, Role.EMBED: enter, Role.EMBED_OUT: enter}
         whole = self.backbone.hook_norm(site, norm) if site.role is Role.NORM else None
-        return whole or self.backbone.hook(site, changes.get(site.role, project))
+        hooks = whole or self.backbone.hook(site, changes.get(site.role, project))
+        self.backbone.hooked.add(hooks)
+        return hooks
+
+
+def at_work(bank: Residents, route: Route) -> list[tuple[Residents, Route]]:
+    """The model's calls are this bank's from now on, and a task that is active in another has no part in them. Returns what was."""
+    active: Residents | None = bank.backbone.turns.active
+    before = [(one, one.current) for one in (active, bank) if one is not None]
+    for one, _ in before:
+        one.current = PLAIN
+    bank.current = route
+    return before
+
+
+def at_rest(bank: Residents) -> None:
+    """The model's calls are its own again."""
+    for one in (bank, bank.backbone.turns.active or bank):
+        one.current = one.default
 
 
 def _take_off(turns: Turns, hooks: dict[str, tuple[Hooks, int]]) -> None:

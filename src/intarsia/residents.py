@@ -16,7 +16,7 @@ from intarsia.errors import ConfigError, TaskError, nearest
 from intarsia.light import LightTask, held
 from intarsia.modes import own_modes
 from intarsia.ops import fused
-from intarsia.reach import Reach
+from intarsia.reach import Reach, at_work
 from intarsia.routing import PLAIN, Resident, Route, group_rows, pass_of, route_of, route_rows
 from intarsia.rows import virtual
 from intarsia.shelf import Shelf
@@ -50,8 +50,8 @@ class Residents:
         self.mixes = True
         """Whether tasks share passes; not where the backbone computes something for all rows together at a site (DeBERTa's position
         table, OPT's flattened feed-forward), which is found out by running it."""
-        self._default = self.current = PLAIN
-        """current: the routing of the model's calls now."""
+        self.default = self.current = PLAIN
+        """The routing of the model's own calls, and of its calls now."""
         self._active: str | None = None
         self._reach = Reach(self, self._hooks)
 
@@ -167,10 +167,17 @@ class Residents:
 
     @in_turn
     def activate(self, name: str | None) -> None:
-        """The task of every row when the model itself is called, as in a user's own loop over `backbone.model`; None: none."""
-        self._active = None if name is None else self._known(name)
-        self._default = self.current = PLAIN if name is None else self._alone(self._known(name))
-        self._reach.kept = None if name is None else self
+        """The task of every row when the model itself is called, as in a user's own loop over `backbone.model`; None: none.
+
+        It is one task of one bank: that of another bank is so no more. Banks' own calls go past it.
+        """
+        name, turns = None if name is None else self._known(name), self.backbone.turns
+        if name is not None and turns.active not in (None, self):
+            turns.active.activate(None)
+        self._active = name
+        self.default = self.current = PLAIN if name is None else self._alone(name)
+        if name is not None or turns.active is self:
+            turns.active = None if name is None else self
 
     def passes(self, names: Sequence[str | None]) -> list[list[int]]:
         """Row indices of each pass that a batch of these tasks takes, sorted as `route` wants them."""
@@ -218,11 +225,12 @@ class Residents:
     @contextmanager
     def under(self, route: Route) -> Iterator[None]:
         """The model's calls meanwhile are routed so."""
-        before, self.current = self.current, route
+        before = at_work(self, route)
         try:
             yield
         finally:
-            self.current = before
+            for bank, own in before:
+                bank.current = own
 
     def _alone(self, name: str) -> Route:
         if isinstance(self._residents[name], Stored):

@@ -16,6 +16,8 @@ class Turns:
         self._lock = threading.RLock()
         self._depth = 0
         self._behind: deque[Callable[[], None]] = deque()
+        self.active: Any = None
+        """The bank, if any, whose active task has the calls that nobody takes a turn for: the model's own."""
 
     def __enter__(self) -> None:
         self._lock.acquire()

@@ -33,6 +33,12 @@ UNKNOWN = {
         "DebertaV2Config",
         {**_ENCODER, **_DISENTANGLED, "position_buckets": 8, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0},
     ),
+    # Both project their table of positions inside attention, after queries, keys and values.
+    "deberta-v1": ("DebertaConfig", {**_ENCODER, **_DISENTANGLED, "type_vocab_size": 0}),
+    "deberta-v2 as its config has it": (
+        "DebertaV2Config",
+        {**_ENCODER, **_DISENTANGLED, "share_att_key": False, "position_buckets": 8},
+    ),
     "mpnet": ("MPNetConfig", {**_ENCODER, "pad_token_id": 1}),
     "camembert": ("CamembertConfig", {**_ENCODER, "pad_token_id": 1}),
     "bloom": ("BloomConfig", {"vocab_size": 97, "hidden_size": 32, "n_layer": 2, "n_head": 4, "pad_token_id": 0}),
@@ -177,7 +183,7 @@ def test_a_row_does_not_depend_on_its_neighbours_on_inspected_models(family, kin
 @unknown
 def test_zeroed_adapters_places_leave_the_residual_stream_of_inspected_models(family):
     backbone = Backbone.wrap(model_of(family))
-    if family in ("deberta-v2", "deberta-v3", "mpnet", "camembert"):
+    if family.startswith("deberta") or family in ("mpnet", "camembert"):
         pytest.skip("norms lie on the residual stream")
     for site in backbone.sites:
         if site.role in (Role.ATTN_OUT, Role.FFN_OUT):
@@ -192,6 +198,13 @@ def test_zeroed_adapters_places_leave_the_residual_stream_of_inspected_models(fa
         layer.register_forward_hook(same, with_kwargs=True)
     with torch.no_grad():
         backbone.features(batch_of())
+
+
+@pytest.mark.parametrize("family", [family for family in UNKNOWN if family.startswith("deberta")])
+def test_debertas_attention_ends_in_its_output_and_not_in_its_table_of_positions(family):
+    sites = {site.key: site.module for site in Backbone.wrap(model_of(family)).sites}
+    assert sites["encoder/1/attn_out"] == "encoder.layer.1.attention.output.dropout"
+    assert sites["encoder/1/o"] == "encoder.layer.1.attention.output.dense"
 
 
 @pytest.mark.parametrize("family", ["bloom", "falcon"])

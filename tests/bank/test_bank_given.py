@@ -22,7 +22,10 @@ WRONG = {
     ),
     "no rows": ({"input_ids": torch.zeros(0, 5).long()}, "the batch has no rows"),
     "fractions": ({"input_ids": torch.ones(2, 5)}, r"got float32, make whole numbers of them with ids.long\(\)"),
-    "a token too many": ({"input_ids": torch.full((2, 5), 97)}, "input_ids holds token 97, and .* has tokens 0 to 96"),
+    "a token too many": (
+        {"input_ids": torch.full((2, 5), 97)},
+        "holds token 97, and .* has tokens 0 to 96; .* added to it want model.resize_token_embeddings",
+    ),
     "a token below 0": ({"input_ids": torch.full((2, 5), -1)}, "input_ids holds token -1"),
 }
 

@@ -5,6 +5,7 @@ import torch
 
 import tiny
 from intarsia.bank import TaskBank
+from intarsia.errors import ConfigError
 from intarsia.methods import PrefixTuning, PromptTuning
 from intarsia.task import Task
 from methods.every import stir, wrap
@@ -30,6 +31,19 @@ def test_after_a_call_that_failed_the_next_one_has_no_prompt_that_was_not_asked_
         with pytest.raises(ValueError, match="image size"):
             bank({"pixel_values": torch.zeros(3, 3, 20, 20)}, tasks="prompt")
         assert torch.equal(backbone.features(images), plain)
+
+
+MASKS = {"4d": torch.ones(3, 1, 7, 7), "by sort of layer": {"full_attention": torch.ones(3, 1, 7, 7)}}
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(
+    ("family", "where"), [("bert", "word_embeddings"), ("gpt2", "word_embeddings"), ("bert", "embedding_output")]
+)
+def test_a_mask_of_who_sees_whom_has_no_column_for_a_prompt(family, where, mask):
+    backbone, _ = prompted(family, insert_at=where)
+    with pytest.raises(ConfigError, match=r"attention_mask must say of each token whether it is one, \[3, 7\]; got"):
+        backbone.model(input_ids=tiny.inputs("bert")["input_ids"], attention_mask=MASKS[mask])
 
 
 @pytest.mark.parametrize("place", ["start", "after-first", "end"])

@@ -3,9 +3,12 @@
 import pytest
 
 import intarsia
+import tiny
+from intarsia import BottleneckAdapter, Head, Task
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError, DataError, TaskError
+from methods.every import stir
 from serving.served import make
 from workflow.tiny_run import make_backbone, make_decoder
 
@@ -31,6 +34,24 @@ def test_answers_are_those_of_each_task_folder_alone(tmp_path):
     for task, start in zip(tasks, range(0, len(found), len(TEXTS)), strict=True):
         alone = intarsia.predict(tmp_path / task.name, TEXTS, backbone=backbone)
         for one, other in zip(found[start : start + len(TEXTS)], alone, strict=True):
+            same(one, other)
+
+
+@pytest.mark.parametrize("kind", ["classification", "token-classification"])
+@pytest.mark.parametrize("family", ["bart", "t5", "llama", "bert"])
+def test_a_tokenizer_that_pads_on_the_left_changes_no_answer(family, kind, tmp_path):
+    tokenizer = Backbone.load(str(make_backbone(tmp_path / "b")), dtype="float32").tokenizer
+    tokenizer.padding_side = "left"
+    backbone = Backbone.wrap(tiny.build(family), tokenizer=tokenizer)
+    labels = ("O", "PER")
+    task = stir(Task.new("t", backbone, BottleneckAdapter(width=4), Head(kind=kind, labels=labels)), 0.3).eval()
+    task.save(tmp_path / "t")
+    bank = TaskBank(backbone, [task])
+    alone = [bank.predict([text], "t")[0] for text in TEXTS]
+    bank.detach()
+    together = TaskBank(backbone, [task]).predict(TEXTS, "t")
+    for found in (together, intarsia.predict(tmp_path / "t", TEXTS, backbone=backbone)):
+        for one, other in zip(found, alone, strict=True):
             same(one, other)
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import transformers as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tiny
+from intarsia import Backbone, Head, HeadOnly, Task, TaskBank
 from intarsia.data import Rows, collate, encode
 from intarsia.errors import ConfigError, DataError
 
@@ -134,6 +137,27 @@ def test_max_length_must_leave_room_for_the_text(tokenizer):
         encode(Rows([("a", "b")]), tokenizer, 4, "classification")
     with pytest.raises(ConfigError, match="max_length must be at least 3"):
         encode(Rows([("a",)]), tokenizer, -1, "classification")
+
+
+class InPython(tf.PythonBackend):
+    """A tokenizer without the tokenizers library."""
+
+    vocab_size = 97
+
+    def get_vocab(self):
+        return {f"w{i}": i for i in range(97)}
+
+
+@pytest.mark.parametrize("kind", ["classification", "token-classification", "generation"])
+def test_a_tokenizer_that_splits_texts_in_python_is_refused_in_one_line(kind):
+    rows = Rows([("a",)])
+    with pytest.raises(ConfigError, match="InPython splits them in Python; give a PreTrainedTokenizerFast") as error:
+        if kind == "generation":
+            bank = TaskBank(Backbone.wrap(tiny.build("gpt2"), tokenizer=InPython()))
+            bank.add(Task.new("t", bank.backbone, HeadOnly(), Head(kind="generation")))
+            bank.predict(["a"], "t")
+        encode(rows, InPython(), 8, kind)
+    assert "\n" not in str(error.value)
 
 
 def test_a_text_without_tokens_is_an_error(tokenizer):

@@ -9,7 +9,7 @@ import transformers as tf
 import tiny
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.errors import BackboneError, ConfigError
+from intarsia.errors import ConfigError
 from intarsia.heads import Decoding
 from intarsia.methods import BottleneckAdapter, LoRA
 from intarsia.methods.prefix import PrefixTuning
@@ -237,15 +237,23 @@ def test_pain_13_fp32_tasks_train_and_write_on_low_precision_models(family, dtyp
     assert all(one.dtype is torch.int64 for one in new)
 
 
-def test_a_second_bank_with_prefixes_on_one_backbone_is_refused_until_the_first_lets_go():
-    backbone = wrap("llama")
-    one, two = (new_prefix(backbone, name) for name in ("one", "two"))
-    first, second = TaskBank(backbone, [one]), TaskBank(backbone)
-    with pytest.raises(BackboneError, match="detach"):
-        second.add(two)
-    assert not second.tasks
-    first.detach()
-    TaskBank(backbone, [two])(tiny.inputs("llama"), tasks="two")
+def test_a_cell_that_makes_a_bank_with_prefixes_is_run_again_and_each_bank_answers_by_its_own():
+    backbone, batch = wrap("llama"), tiny.inputs("llama")
+    one, two = (stir(new_prefix(backbone, "t"), seed=seed) for seed in (1, 2))
+    with torch.no_grad():
+        want = []
+        for task in (one, two):
+            bank = TaskBank(backbone, [task])
+            want.append(bank(batch, tasks="t"))
+            bank.detach()
+        first, second = TaskBank(backbone, [one]), TaskBank(backbone, [two])
+        assert torch.equal(first(batch, tasks="t"), want[0])
+        assert torch.equal(second(batch, tasks="t"), want[1])
+        first.detach()
+        assert torch.equal(second(batch, tasks="t"), want[1])
+    second.detach()
+    assert backbone.model.config._attn_implementation == "sdpa"
+    assert not any("_intarsia_extend" in vars(module) for module in backbone.model.modules())
 
 
 def new_prefix(backbone, name):

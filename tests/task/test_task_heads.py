@@ -250,6 +250,20 @@ def test_regression_answers_in_the_labels_units_and_its_loss_knows_no_unit():
         torch.testing.assert_close(second * 1e3 + 2e4, expected[1])
 
 
+def test_autocast_does_not_round_answers_in_the_labels_units():
+    backbone = wrap("bert")
+    head = Head(kind="regression", mean=2000.0, scale=3.0, dropout=0.0)
+    task = Task.new("year", backbone, HeadOnly(), head).eval()
+    bank, batch = TaskBank(backbone, [task]), tiny.inputs("bert")
+    frozen = TaskBank(backbone, [Task.new("year", backbone, HeadOnly(), head).requires_grad_(False)])
+    with torch.no_grad():
+        want = bank(batch, tasks="year")
+        with torch.autocast("cpu", torch.bfloat16):
+            for found in (bank(batch, tasks="year"), torch.stack(frozen(batch, tasks=["year"] * 3))):
+                assert found.dtype is torch.float32
+                torch.testing.assert_close(found, want, rtol=0, atol=0.3)  # bf16's steps are 8 there
+
+
 @pytest.mark.parametrize(
     "units", [{"scale": 0.0}, {"scale": float("nan")}, {"mean": float("inf")}, {"kind": "classification", "mean": 1.0}]
 )

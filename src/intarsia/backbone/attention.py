@@ -43,6 +43,7 @@ Result = tuple[Tensor, Tensor | None]
 # Names without "sdpa" or "flash" in them: transformers looks for those and takes other paths. Each has its own mask
 # function: with none registered, padding would silently be attended to.
 OVER = {"sdpa": "intarsia", "eager": "intarsia_eager"}
+# Of an attention module: lists of Extend and of Watch, one for each that is hooked there.
 EXTEND, WATCH, RELATIVE = "_intarsia_extend", "_intarsia_watch", "_intarsia_relative"
 
 
@@ -74,11 +75,9 @@ def _attend(
     *,
     additive: bool = False,
 ) -> Result:
-    watch: Watch | None = module.__dict__.get(WATCH)
-    if watch is not None:
+    for watch in module.__dict__.get(WATCH, ()):
         watch(module, key, value)
-    extend: Extend | None = module.__dict__.get(EXTEND)
-    parts = None if extend is None else extend(query.shape[0])
+    parts = wanted(module, query.shape[0])
     if parts is None:
         return inner(module, query, key, value, mask, **more)
     causal = more.get("is_causal")
@@ -111,6 +110,12 @@ def _attend(
         # A mask of our own says all; left to itself sdpa would cut the keys to the first T, and lose the last P real ones.
         found.append(inner(module, q, k, v, longer, is_causal=False, **own))
     return found[0] if len(found) == 1 else _joined(found)
+
+
+def wanted(module: nn.Module, rows: int) -> Sequence[Prefix] | Before | None:
+    """What goes before the keys and values of so many rows: of the one bank whose call it is, among those that have hooks there."""
+    found = (extend(rows) for extend in module.__dict__.get(EXTEND, ()))
+    return next((parts for parts in found if parts is not None), None)
 
 
 def _own(x: Tensor, span: slice) -> Tensor:

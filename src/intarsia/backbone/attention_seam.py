@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from intarsia.backbone.attention import EXTEND, OVER, RELATIVE, WATCH, Extend, register
-from intarsia.errors import BackboneError
 from intarsia.sites import Site
 
 
@@ -109,24 +108,22 @@ class AttentionSeam:
 
 
 class AttentionHook:
-    """One function at one attention module; at most one of each sort at a time."""
+    """One function at one attention module; several banks may have one there."""
 
     def __init__(self, seam: AttentionSeam, module: nn.Module, slot: str, call: Any, table: nn.Module | None) -> None:
-        if slot in module.__dict__:
-            raise BackboneError(
-                "another bank on this backbone has prefixes already, and an attention takes them from one; put all tasks into one "
-                "bank, or detach() the other first"
-            )
-        self.seam, self.module, self.slot = seam, module, slot
+        self.seam, self.module, self.slot, self.call = seam, module, slot, call
         # Past nn.Module's own __setattr__: the table must not become a submodule here, with keys in the state_dict.
-        module.__dict__[slot] = call
+        module.__dict__.setdefault(slot, []).append(call)
         if slot == EXTEND:
             module.__dict__[RELATIVE] = table
         seam.enter()
 
     def remove(self) -> None:
         """Takes it off; the model is as before."""
-        self.module.__dict__.pop(self.slot, None)
-        if self.slot == EXTEND:
-            self.module.__dict__.pop(RELATIVE, None)
+        calls = self.module.__dict__[self.slot]
+        calls.remove(self.call)
+        if not calls:
+            del self.module.__dict__[self.slot]
+            if self.slot == EXTEND:
+                del self.module.__dict__[RELATIVE]
         self.seam.leave()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from intarsia.backbone import hooks
 from intarsia.backbone.attention_products import wants_products
 from intarsia.backbone.attention_seam import AttentionSeam
+from intarsia.backbone.copying import check_copy, hooked_on, without_tasks
 from intarsia.backbone.embedded import embedded_folder
 from intarsia.backbone.ending import Ending, at_places
 from intarsia.backbone.entrance import Entrance, Prompts, positions_of
@@ -69,6 +70,8 @@ class Backbone(Facts):
         """Whether the model is told each token's position."""
         self.attention = AttentionSeam(model, self.base)
         """Where keys and values of virtual positions go in."""
+        self.hooked = hooked_on(model)
+        """What banks have on it, as long as they have."""
         self.turns = Turns()
         """Whose turn it is to call the model: banks on it may be called from several threads."""
         self.pretrained = Pretrained(self)
@@ -108,8 +111,7 @@ class Backbone(Facts):
         model = from_pretrained(folder, name, language_model=language_model)
         tokenizer = load_tokenizer(folder)
         row = _family(model)
-        # Before the cast: the fingerprint is the checkpoint's, whatever dtype it is then used in.
-        print_ = fingerprint(trunk(model))
+        print_ = fingerprint(trunk(model))  # before the cast: the checkpoint's, whatever dtype it is then used in
         cast(model, kind)
         torch.nn.Module.to(model, where)
         if dtype in QUANTISED:
@@ -126,10 +128,14 @@ class Backbone(Facts):
         """Any transformers model, with its own head if it has one; frozen here. `family`: the sites by hand, for models that
         neither the table nor the inspection knows."""
         check_model(model, tokenizer)
+        check_copy(model)
         _freeze(model)  # before it is inspected: with dropout on, the same token has other states in every pass
         row = family if family is not None else _family(model)
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         return cls(model, tokenizer, name, row, fingerprint(trunk(model)))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Backbone:
+        return without_tasks(self, memo)
 
     def suit_processor(self, dtype: torch.dtype) -> None:
         """Takes what is faster for a model of this dtype where it is: kernels of ours for attention and for products

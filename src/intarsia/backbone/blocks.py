@@ -115,6 +115,9 @@ def _attention(one: Watched, shapes: Shapes, hidden: int) -> Attention:
     # The output projection is inside the attention module, or (BERT) beside it under one parent.
     inputs = {*q, *k, *v}
     outputs = [n for n, shape in shapes.items() if n not in inputs and shape[1] == hidden]
+    # DeBERTa projects its table of positions too, inside it and last; what is added to the stream is known where there is a sum.
+    added = set(one.summands())
+    outputs = [n for n in outputs if _within(n, [_parent(module) or module]) and one.end(n) in added] or outputs
     inside = [n for n in outputs if n.startswith(f"{module}.")]
     beside = [n for n in outputs if n.startswith(f"{_parent(module) or module}.")]
     # Of several inside it (gates read the input, as queries do) the last one that is called.

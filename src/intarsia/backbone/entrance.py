@@ -159,8 +159,7 @@ class Entrance:
         ids = given.pop("input_ids", None)
         table: Any = self.base.get_input_embeddings()  # type: ignore[operator]
         words = given["inputs_embeds"] if ids is None else table(ids.clamp(min=0))
-        mask = given.get("attention_mask")
-        mask = torch.ones(words.shape[:2], dtype=torch.long, device=words.device) if mask is None else mask
+        mask = _mask_of(given, words)
         decoder = self.kind == "decoder"
         layout = self.layout = lay_out(mask, ids, prompts, left=decoder, read_after=decoder)
         given["inputs_embeds"] = at_places(torch.cat([words, prompts.vectors.to(words.dtype)], dim=1), layout.order)
@@ -175,8 +174,7 @@ class Entrance:
         """Behind the embedding block: tokens are embedded as without a prompt, at their own positions."""
         entry = given.get("input_ids", given.get("inputs_embeds"))
         if entry is not None:
-            mask = given.get("attention_mask")
-            mask = torch.ones(entry.shape[:2], dtype=torch.long, device=entry.device) if mask is None else mask
+            mask = _mask_of(given, entry)
             layout = lay_out(mask, None, prompts, left=False, read_after=False)
             if "position_ids" in self.takes and "position_ids" not in given:
                 given["position_ids"] = positions_of(mask, self.first_position)
@@ -222,7 +220,7 @@ class Entrance:
         entry = given.get("input_ids", given.get("inputs_embeds"))
         assert entry is not None
         mask = given.get("attention_mask")
-        if mask is None or mask.dim() != 2:
+        if not isinstance(mask, Tensor) or mask.dim() != 2:
             mask = torch.ones(entry.shape[0], _cached(given) + entry.shape[1], dtype=torch.long, device=entry.device)
             given.setdefault("attention_mask", mask)  # without one, positions that do not start at 0 look like packing
         given["position_ids"] = self._positions(mask, prompts)[:, -entry.shape[1] :]
@@ -256,6 +254,19 @@ class Entrance:
         beams = states.shape[0] // layout.mask.shape[0]
         mask = layout.mask if beams == 1 else layout.mask.repeat_interleave(beams, dim=0)
         return args, {**kwargs, "encoder_attention_mask": mask}
+
+
+def _mask_of(given: Mapping[str, Any], entry: Tensor) -> Tensor:
+    """(B, T) of the tokens. ConfigError for a mask of another form: it says who sees whom, and nothing of a prompt's columns."""
+    mask = given.get("attention_mask")
+    if mask is None:
+        return torch.ones(entry.shape[:2], dtype=torch.long, device=entry.device)
+    if not isinstance(mask, Tensor) or mask.shape != entry.shape[:2]:
+        got = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise ConfigError(
+            f"a prompt adds columns, so attention_mask must say of each token whether it is one, {list(entry.shape[:2])}; got {got}"
+        )
+    return mask
 
 
 def _cached(given: Mapping[str, Any]) -> int:

@@ -155,6 +155,13 @@ class Facts:
         return getattr(self.base, "pooler", None)
 
     @property
+    def padding_side(self) -> Literal["left", "right"]:
+        """Where rows that are read, not written on, are padded: as the tokenizer does, but on the right where the first column is
+        position 0 whatever is in it, or a decoder's start token."""
+        either = self.shifts_positions and self.kind != "encoder-decoder"
+        return "left" if either and self.tokenizer.padding_side == "left" else "right"
+
+    @property
     def pad_id(self) -> int:
         """A token for places that nobody reads, also where the tokenizer (GPT-2, Llama) has none or the config says -1."""
         given = (getattr(self._tokenizer, "pad_token_id", None), getattr(self.config, "pad_token_id", None))

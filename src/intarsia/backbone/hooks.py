@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from intarsia.backbone.ending import Ending
+from intarsia.errors import ConfigError
 from intarsia.ops import Own, Summed, made
 from intarsia.sites import Part, Role, Site
 
@@ -216,6 +217,11 @@ def _swap(module: nn.Module, name: str, while_running: set[nn.Module], replace: 
         nonlocal running
         running += 1
         if running == 1 and (new := replace()) is not None:
+            if new.shape != original.shape:
+                raise ConfigError(
+                    f"a task has {name} as {list(new.shape)}, and the model now as {list(original.shape)}; resize embeddings "
+                    "before tasks are made"
+                )
             module._parameters[name] = new.to(original.dtype)  # type: ignore[assignment]
 
     def restore(_module: nn.Module, _args: tuple, _y: object) -> None:

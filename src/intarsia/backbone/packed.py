@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from intarsia.backbone.attention import EXTEND, Extend, Result
+from intarsia.backbone.attention import Result, wanted
 from intarsia.backbone.hooks import computing
 from intarsia.backbone.rotary import turning
 from intarsia.errors import UnsupportedError
@@ -113,9 +113,8 @@ def _attend(
     causal = more.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if causal is None else causal)
     segments: Segments = module.__dict__[_SEGMENTS]
-    extend: Extend | None = module.__dict__.get(EXTEND)
     members, heads, columns, width = query.shape
-    prefixes = None if extend is None else extend(members)
+    prefixes = wanted(module, members)
     before, trained = (prefixes, None) if isinstance(prefixes, Before) else (None, prefixes)
     window = more.get("sliding_window") or 0
     reach = segments.longest if segments.slots is None else segments.slots.columns

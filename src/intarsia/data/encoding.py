@@ -115,7 +115,7 @@ def tokens_of(
 
 def _check_room(rows: Rows, tokenizer: Any, max_length: int, words: bool) -> None:
     pair = not words and len(rows) > 0 and len(rows.texts[0]) == 2
-    special = tokenizer.backend_tokenizer.num_special_tokens_to_add(pair)
+    special = _backend(tokenizer).num_special_tokens_to_add(pair)
     if max_length < (least := special + 1 + pair):
         raise ConfigError(
             f"max_length must be at least {least} ({special} special tokens and the text), got {max_length}"
@@ -132,7 +132,17 @@ def refuse_empty(rows: Rows, offsets: np.ndarray) -> None:
 
 def serialise(tokenizer: Any, words: bool = False) -> str:
     """The tokenizer as JSON, less the state that transformers leaves in it: the last call's truncation and padding."""
-    return _stateless(tokenizer.backend_tokenizer.to_str(), words)
+    return _stateless(_backend(tokenizer).to_str(), words)
+
+
+def _backend(tokenizer: Any) -> Any:
+    """Of the tokenizers library; ConfigError where transformers' class splits texts in Python (BERTweet's, CTRL's, ByT5's)."""
+    if not hasattr(tokenizer, "backend_tokenizer"):
+        raise ConfigError(
+            f"texts are read with the tokenizers library, and {type(tokenizer).__name__} splits them in Python; give a "
+            "PreTrainedTokenizerFast, or tokenise in a loop of your own and give TaskBank the batches"
+        )
+    return tokenizer.backend_tokenizer
 
 
 @lru_cache(maxsize=2)  # every split of every run of a pack asks again, and a vocabulary is long

@@ -86,7 +86,7 @@ class Answering:
         return bool(before)
 
     def _answer(self, asked: Sequence[tuple[list[Job], Returning]]) -> None:
-        left = self.backbone.tokenizer.padding_side == "left"
+        left = self.backbone.padding_side == "left"
         for jobs, scores in asked:
             try:
                 answers = [_answered(job, own, left=left) for job, own in zip(jobs, scores.wait(), strict=True)]
@@ -107,9 +107,8 @@ class Answering:
 
     @torch.inference_mode()
     def _scores(self, jobs: Sequence[Job]) -> Returning:
-        tokenizer = self.backbone.tokenizer
         rows = [job.row for job in jobs if job.row is not None]
-        left = tokenizer.padding_side == "left"
+        left = self.backbone.padding_side == "left"
         batch = join_rows(rows, pad_id=self.backbone.pad_id, left=left)
         return Returning(self.bank(batch, tasks=[job.key for job in jobs]))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from intarsia.backbone import Backbone
 from intarsia.data import (
@@ -73,7 +73,7 @@ def source_of(
         encode(rows, tokenizer, length, kind, cache, template=template),
         batch_size,
         pad_id=backbone.pad_id,
-        padding_side=cast(Any, tokenizer.padding_side),
+        padding_side=backbone.padding_side,
         seed=seed,
         arrangement=arrangement,
     )
