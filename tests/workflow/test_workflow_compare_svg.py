@@ -47,7 +47,9 @@ def test_words_stand_beside_other_points_and_not_on_them():
     points = [(10, 0.5, "lora rank 8"), (12, 0.5, "prefix"), (14, 0.5, "prompt"), (12, 0.53, "head")]
     plot.labels(points)
     dots = [plot.place(x, y) for x, y, _ in points]
-    for node in (node for node in ET.fromstring(plot.svg()).iter() if node.get("class") == "name"):
+    names = [node for node in ET.fromstring(plot.svg()).iter() if node.get("class") == "name"]
+    assert {node.text for node in names} == {name for _, _, name in points}
+    for node in names:
         x, y, width = float(node.get("x")), float(node.get("y")), 6.1 * len(node.text)
         left = x - width if node.get("text-anchor") == "end" else x
         assert not any(left < dot + 4 and dot - 4 < left + width and y - 8 < at < y for dot, at in dots), node.text
