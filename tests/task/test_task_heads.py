@@ -105,6 +105,13 @@ def test_every_kind_of_head_scores_and_trains_on_every_kind_of_backbone(kind, fa
     assert all(p.grad is not None for p in task.parameters())
 
 
+def test_new_weights_are_a_normal_of_0_02_cut_at_two_deviations_and_biases_are_zero():
+    made = HeadModule(Head(labels=tuple("abcdefgh"), pooling="mean"), 4000)
+    assert 0.0399 < made.weight.abs().max() <= 0.04
+    assert made.weight.std().item() == pytest.approx(0.88 * 0.02, rel=0.02)
+    assert not made.bias.any()
+
+
 def test_head_dropout_works_in_training_only():
     head = HeadModule(Head(labels=("a", "b"), pooling="mean", dropout=0.5), 8)
     states = torch.randn(3, 4, 8)
