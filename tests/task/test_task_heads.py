@@ -9,7 +9,7 @@ import torch
 import tiny
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError, TaskError
-from intarsia.heads import Head, HeadModule, pool
+from intarsia.heads import Head, HeadModule, pool, score_rows
 from intarsia.methods import HeadOnly
 from intarsia.task import Task
 from methods.every import wrap
@@ -118,6 +118,18 @@ def test_head_dropout_works_in_training_only():
     assert not torch.equal(head(states, None), head(states, None))
     head.eval()
     assert torch.equal(head(states, None), head(states, None))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_rows_of_a_head_in_training_and_of_one_that_answers_are_read_apart(order):
+    """Dropout is for the first one's rows alone, whichever comes first."""
+    learning, answering = (HeadModule(Head(labels=("a", "b"), pooling="mean", dropout=0.5), 64) for _ in range(2))
+    answering.eval()
+    heads, states = [(learning, answering)[i] for i in order], torch.randn(2, 3, 64)
+    found = score_rows(states, None, heads)
+    for row, head in enumerate(heads):
+        plain = states[row].mean(0) @ head.weight[0].T + head.bias[0]
+        assert torch.allclose(found[row], plain, atol=1e-6) == (head is answering)
 
 
 BAD = {
