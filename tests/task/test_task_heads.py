@@ -9,7 +9,7 @@ import torch
 import tiny
 from intarsia.bank import TaskBank
 from intarsia.errors import ConfigError, TaskError
-from intarsia.heads import Head, HeadModule, pool, score_rows
+from intarsia.heads import Decoding, Head, HeadModule, pool, score_rows
 from intarsia.methods import HeadOnly
 from intarsia.task import Task
 from methods.every import wrap
@@ -130,6 +130,15 @@ def test_rows_of_a_head_in_training_and_of_one_that_answers_are_read_apart(order
     for row, head in enumerate(heads):
         plain = states[row].mean(0) @ head.weight[0].T + head.bias[0]
         assert torch.allclose(found[row], plain, atol=1e-6) == (head is answering)
+
+
+def test_settings_of_decoding_are_those_that_have_a_meaning():
+    common = {"max_new_tokens": 64, "use_cache": True}
+    assert Decoding(length_penalty=0.5).settings() == common | {"num_beams": 1, "do_sample": False}
+    beams = common | {"num_beams": 2, "do_sample": False, "length_penalty": 0.5}
+    assert Decoding(beams=2, length_penalty=0.5).settings() == beams
+    drawn = {"do_sample": True, "temperature": 0.7, "top_k": 5, "top_p": 0.9}
+    assert Decoding(sample=True, temperature=0.7, top_k=5, top_p=0.9).settings() == common | {"num_beams": 1} | drawn
 
 
 BAD = {
