@@ -13,7 +13,8 @@ import numpy as np
 from studies.claims import ABLATED_STD, BACKBONES, FIRST_SEEDS, PARTS
 from studies.claims_data import TAGS, Tagged, fields, held_out_names, is_unseen, seen_rows, span_f1, tag
 from studies.pool import Job, Run
-from studies.prompts_classification import TEXT, shortened, spec
+from studies.prompts_classification import shortened, spec
+from studies.prompts_classification_variants import TEXT
 from studies.table_to_text_runs import NEW_TOKENS, TOGETHER, bleu, encode, rows_of
 
 BATCH, LONGEST, SCORED_TOGETHER = 32, 128, 512

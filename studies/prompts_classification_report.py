@@ -8,14 +8,8 @@ from typing import Any
 from benchmarks.results import RESULTS, table, write_results
 
 from studies.pool import Run, keep, mean_std, read, runs_of
-from studies.prompts_classification import (
-    ENCODER,
-    FILES,
-    TEXT_EPOCHS,
-    TEXT_VARIANTS,
-    chosen,
-    text_chosen,
-)
+from studies.prompts_classification import chosen, text_chosen
+from studies.prompts_classification_variants import ENCODER, FILES, TEXT_EPOCHS, TEXT_VARIANTS
 
 PEFT = {"prefix": (76.1, 87.2, 94.8), "prompt": (70.6, 84.3, 93.9), "P-tuning": (70.8, 83.2, 93.8)}
 """Test accuracy of peft on MRPC, SST-2, TREC over the same backbone with 20 virtual tokens; two seeds."""

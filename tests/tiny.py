@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import pytest
 import torch
 import transformers as tf
 
@@ -48,6 +49,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViTConfig", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16, "patch_size": 4}),
 }  # fmt: skip
 FAMILIES = tuple(CONFIGS)
+families = pytest.mark.parametrize("family", FAMILIES)
 ENCODERS = ("bert", "roberta", "electra", "distilbert", "modernbert", "vit")
 SEQ2SEQ = ("t5", "mt5", "bart", "mbart")
 DECODERS = tuple(f for f in FAMILIES if f not in ENCODERS + SEQ2SEQ)

@@ -8,8 +8,7 @@ import transformers as tf
 
 import tiny
 from intarsia.backbone import Backbone
-
-families = pytest.mark.parametrize("family", tiny.FAMILIES)
+from tiny import families
 
 
 def fingerprint(model):

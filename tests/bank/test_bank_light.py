@@ -51,7 +51,7 @@ def test_stored_tasks_have_metrics_and_data_of_their_own_and_cannot_be_hooked():
     bank.tasks["a"].metrics["accuracy"] = 0.5
     bank.tasks["a"].data["max_length"] = 12
     assert (bank.tasks["b"].metrics, bank.tasks["b"].data) == ({}, {})
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="mappingproxy"):
         bank.tasks["a"].register_forward_hook(print)
 
 

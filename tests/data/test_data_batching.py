@@ -69,15 +69,22 @@ def test_balanced_batches_hold_nearly_the_same_number_of_tokens_and_all_lengths(
     assert min(encoded.lengths[batch].max() for batch in plan) > 50
 
 
+def company(encoded, epoch, arrangement):
+    """The pairs of rows that share a batch."""
+    plan = batches(encoded, 16, seed=0, epoch=epoch, arrangement=arrangement)
+    return {(a, b) for batch in plan for a in batch.tolist() for b in batch.tolist() if a < b}
+
+
 def test_in_balanced_batches_a_row_meets_others_each_epoch():
     encoded = encoded_of(np.random.default_rng(0).normal(50, 12, 960).round().clip(5).astype(int).tolist())
-
-    def companions(epoch):
-        plan = batches(encoded, 16, seed=0, epoch=epoch, arrangement="balanced")
-        return {(a, b) for batch in plan for a in batch.tolist() for b in batch.tolist() if a < b}
-
-    one, other = companions(0), companions(1)
+    one, other = (company(encoded, epoch, "balanced") for epoch in (0, 1))
     assert len(one & other) / len(one) < 0.03  # by chance a sixtieth
+
+
+def test_of_rows_of_like_length_too_a_row_meets_others_each_epoch():
+    encoded = encoded_of(list(range(1, 4001)))  # five chunks; sorted as a whole they would be the same batches for ever
+    one, other = (company(encoded, epoch, "like") for epoch in (0, 1))
+    assert len(one & other) / len(one) < 0.2  # by chance a tenth
 
 
 def test_flat_rows_are_the_rows_without_padding():

@@ -131,6 +131,15 @@ def test_long_inputs_are_cut_and_targets_stay_whole(byte_level):
     assert (len(bad), byte_level.eos_token_id in bad) == (10, False)  # it does not end there
 
 
+def test_a_target_of_just_the_longest_length_is_whole(byte_level):
+    rows = Rows([("film",)], [["good bad good"]])
+    length = len(encoded_of(byte_level, rows).targets)
+    for longest, cut in ((length, 0), (length - 1, 1)):
+        encoded = encoded_of(byte_level, rows, target_length=longest)
+        assert (len(encoded.targets), encoded.truncated_targets) == (longest, cut)
+        assert (encoded.targets[-1] == byte_level.eos_token_id) == (not cut)
+
+
 def test_an_input_is_cut_alike_with_and_without_its_target(byte_level):
     rows = Rows([("film " * 50,)], [["good"]])
     scored, asked = (encoded_of(byte_level, part, max_length=40) for part in (rows, Rows(rows.texts)))

@@ -15,8 +15,8 @@ from intarsia.methods import LoRA
 from intarsia.sites import Role
 from intarsia.task import Task
 from methods.every import METHODS, new_task, stir, usable, wrap
+from tiny import families
 
-families = pytest.mark.parametrize("family", tiny.FAMILIES)
 # RMSNorms of transformers take their statistics in fp32 even in a float64 model.
 EXACT = {"rtol": 1e-9, "atol": 1e-9}
 RMS = {"rtol": 1e-5, "atol": 1e-5}

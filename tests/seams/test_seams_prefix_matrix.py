@@ -8,8 +8,8 @@ from intarsia.bank import TaskBank
 from intarsia.heads import Decoding
 from intarsia.methods.prefix import PrefixTuning
 from seams.byhand import EXACT, Exact, alone, by_hand, padded, task64, wrap64, written
+from tiny import families
 
-families = pytest.mark.parametrize("family", tiny.FAMILIES)
 # gemma2's soft cap exists in eager attention only.
 CELLS = [(f, i) for f in tiny.FAMILIES for i in ("eager", "sdpa") if (f, i) != ("gemma2", "sdpa")]
 SORTS = {

@@ -94,3 +94,25 @@ def complaints(page: Any) -> list[str]:
 
     page.on("console", note)
     return found
+
+
+def column(page, name):
+    return page.locator(f"#rows td.{name}").all_inner_texts()
+
+
+def pick(page, *names):
+    for name in names:
+        page.get_by_role("checkbox", name=name, exact=True).check()
+
+
+def ask(page, text="a fine day", field="text"):
+    page.get_by_label(field, exact=True).fill(text)
+    page.get_by_role("button", name="Run").click()
+
+
+def answered(page, said):
+    page.locator("#summary", has_text=said).wait_for()
+
+
+def block(page, name):
+    return page.locator("#answers li").filter(has=page.get_by_role("heading", name=name, exact=True))

@@ -186,6 +186,16 @@ def refused(folder, backbone):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("field", ["backbone", "data", "head", "method", "metrics", "name"])
+def test_no_field_of_the_description_can_be_edited(folder, backbone, field):
+    def change(found):
+        found[field] = found[field] + "x" if field == "name" else {**found[field], "edited": 1}
+
+    edit(folder, change)
+    with pytest.raises(TaskError, match="the content does not match its hash"):
+        Task.load(folder, backbone)
+
+
 def test_every_single_flipped_byte_of_the_tensor_file_is_noticed(folder, backbone):
     for _ in flipped(folder / TENSORS, 0x10):
         refused(folder, backbone)

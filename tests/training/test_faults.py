@@ -64,6 +64,13 @@ def test_a_step_that_is_not_finite_stops_the_run_and_spares_the_checkpoint(tmp_p
     assert same_bits(task.tensors(), calm.tensors())
 
 
+def test_a_resumed_run_that_meets_it_again_names_the_checkpoint_that_it_came_from(tmp_path):
+    for batches, resume in ((6, False), (1, True)):
+        bank, task = new()
+        with pytest.raises(TrainingError, match=r"at step 7 of 15, .* the checkpoint of step 5 is intact"):
+            fit(bank, task, Poisoned(batches, nan_loss(task)), validation(), settings(), tmp_path, resume=resume)
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_nan_is_never_put_into_a_checkpoint(tmp_path, every):
     bank, task = new()

@@ -54,6 +54,12 @@ def test_token_classification_counts_whole_entities():
     assert scores == pytest.approx({"precision": 1 / 2, "recall": 1 / 2, "f1": 1 / 2, "accuracy": 3 / 4})
 
 
+def test_precision_is_of_what_was_found_and_recall_of_what_there_is():
+    # Truth: LOC at 0. Found: LOC at 0, PER at 1, LOC at 3.
+    scores = compute_metrics("token-classification", [[3, 1, 0, 3]], [[3, 0, 0, 0]], ENTITIES)
+    assert scores == pytest.approx({"precision": 1 / 3, "recall": 1.0, "f1": 1 / 2, "accuracy": 1 / 2})
+
+
 def test_tags_that_mark_no_entities_have_accuracy_only():
     assert compute_metrics("token-classification", [[0, 1]], [[0, 0]], ("NOUN", "VERB")) == {"accuracy": 0.5}
     assert default_metric("token-classification", ("NOUN", "VERB")) == "accuracy"

@@ -105,6 +105,7 @@ def test_a_long_name_leaves_room_for_the_numbers(columns, wanted, monkeypatch):
     names = [f"{'long' * 25}{number}" for number in range(2)]
     running, _ = drawn(monkeypatch, columns, 24, names)
     bars = [line for line in running if "12/1000" in line][-2:]
+    assert len(bars) == 2
     for number, line in enumerate(bars):
         assert all(part in line for part in wanted), line
         assert f"{number} " in line.split("12/")[0], "names that differ at their ends are told apart"

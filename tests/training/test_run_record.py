@@ -2,9 +2,10 @@ import json
 import warnings
 
 import pytest
+from matplotlib.figure import Figure
 
 from intarsia.errors import ConfigError
-from intarsia.training.curve import draw_curve
+from intarsia.training.curve import _draw_metric, _smooth, draw_curve
 from intarsia.training.record import RunRecord, as_json, check_same, commit, hardware, versions
 
 
@@ -52,3 +53,20 @@ def test_a_curve_can_be_drawn_of_any_run(tmp_path, points, metric):
         draw_curve(parsed, metric, "a run", tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes()[:4] == b"\x89PNG"
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+@pytest.mark.parametrize(("metric", "best"), [("accuracy", (20, 0.9)), ("mse", (30, 0.6))])
+def test_the_best_evaluation_is_marked_and_named(metric, best):
+    values = {10: 0.7, 20: 0.9, 30: 0.6, 40: 0.9}
+    panel = Figure().subplots()
+    _draw_metric(panel, [{"step": step, f"validation_{metric}": value} for step, value in values.items()], metric)
+    line, mark = panel.lines
+    assert list(zip(*line.get_data(), strict=True)) == list(values.items())
+    assert list(zip(*mark.get_data(), strict=True)) == [best]
+    (note,) = panel.texts
+    assert (note.get_text(), note.xy) == (f"best {best[1]}", best)
+
+
+def test_a_smoothed_line_is_the_mean_of_what_is_around_each_point():
+    assert _smooth([0.0, 3.0, 6.0, 0.0]) == [1.5, 3.0, 3.0, 3.0]
+    assert _smooth([1.0] * 119 + [7.0])[-5:] == pytest.approx([1.0, 1 + 6 / 7, 1 + 6 / 6, 1 + 6 / 5, 1 + 6 / 4])

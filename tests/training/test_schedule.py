@@ -19,6 +19,11 @@ def test_without_warm_up_the_first_step_is_the_highest():
     assert rates(4, 0.0, "linear") == [1.0, 0.75, 0.5, 0.25]
 
 
+def test_a_warm_up_of_a_part_of_a_step_is_rounded():
+    assert rates(18, 0.1, "linear")[:3] == [0.5, 1.0, 1.0]  # 1.8 steps
+    assert rates(14, 0.1, "linear")[:2] == [1.0, 1.0]  # 1.4
+
+
 def test_a_warm_up_of_everything_only_rises():
     assert rates(4, 1.0, "linear") == [0.25, 0.5, 0.75, 1.0]
 

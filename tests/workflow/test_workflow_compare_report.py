@@ -1,6 +1,5 @@
 """What a comparison's report says, in HTML, Markdown and pictures; and the commands in it."""
 
-import io
 import re
 import shlex
 import xml.etree.ElementTree as ET
@@ -9,11 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from intarsia.workflow.compare.commands import train_command
-from intarsia.workflow.compare.live import open_view
 from intarsia.workflow.compare.report import write_report
 from intarsia.workflow.compare.report.cells import costs, duration, plus_minus, ranking, shown, size, stopped
 from intarsia.workflow.compare.report.plots import pictures
-from intarsia.workflow.compare.report.svg import Plot, axis, short
+from intarsia.workflow.compare.report.svg import short
 from intarsia.workflow.compare.report.words import cautions, how, verdict
 from intarsia.workflow.compare.statistics import Interval
 from intarsia.workflow.compare.summary import Curve, Point, Row, Summary, _compare_with_baseline
@@ -227,52 +225,6 @@ def test_numbers_are_said_as_people_say_them():
     assert [short(v) for v in (0, 0.92, 12.5, 30_000, 2e6, 1e-3)] == ["0", "0.92", "12.5", "30k", "2M", "1e-3"]
 
 
-@pytest.mark.parametrize("values", [[1], [5, 5], [1, 10**7], [1e-5, 3e-5]])
-def test_every_value_lies_within_its_log_axis_and_there_are_ticks(values):
-    found = axis(values, log=True)
-    assert all(0 <= found.at(value) <= 1 for value in values)
-    assert found.ticks()
-
-
-@pytest.mark.parametrize("values", [[0.5], [0, 0], [-3, 4], [93.1, 93.2]])
-def test_every_value_lies_within_its_axis_and_ticks_are_round(values):
-    found = axis(values)
-    assert all(0 <= found.at(value) <= 1 for value in values)
-    ticks = found.ticks()
-    assert 2 <= len(ticks) <= 7
-    assert all(found.low <= tick <= found.high for tick in ticks)
-
-
-def test_words_beside_points_do_not_lie_on_each_other_or_outside():
-    plot = Plot(axis([1, 100], log=True), axis([0, 1]), x_title="x", y_title="y", label="<l>")
-    plot.labels(
-        [(50, 0.5, "adapter width 48"), (52, 0.5, "adapter width 8"), (50, 0.51, "lora rank 8"), (90, 0.5, "full")]
-    )
-    root = ET.fromstring(plot.svg())
-    names = [node for node in root.iter() if node.get("class") == "name"]
-    boxes = []
-    assert {node.text for node in names} == {"adapter width 48", "adapter width 8", "lora rank 8", "full"}
-    for node in names:
-        x, y, width = float(node.get("x")), float(node.get("y")), 6.1 * len(node.text)
-        left = x - width if node.get("text-anchor") == "end" else x
-        boxes.append((left, left + width, y))
-        assert left >= 0
-        assert left + width <= 440
-    for i, (left, right, y) in enumerate(boxes):
-        assert not any(abs(y - other) < 12 and left < stop and start < right for start, stop, other in boxes[:i])
-
-
-def test_words_stand_beside_other_points_and_not_on_them():
-    plot = Plot(axis([1, 100], log=True), axis([0, 1]), x_title="x", y_title="y", label="l")
-    points = [(10, 0.5, "lora rank 8"), (12, 0.5, "prefix"), (14, 0.5, "prompt"), (12, 0.53, "head")]
-    plot.labels(points)
-    dots = [plot.place(x, y) for x, y, _ in points]
-    for node in (node for node in ET.fromstring(plot.svg()).iter() if node.get("class") == "name"):
-        x, y, width = float(node.get("x")), float(node.get("y")), 6.1 * len(node.text)
-        left = x - width if node.get("text-anchor") == "end" else x
-        assert not any(left < dot + 4 and dot - 4 < left + width and y - 8 < at < y for dot, at in dots), node.text
-
-
 def test_the_price_of_each_of_a_thousand_tasks_holds_its_share_of_the_backbone():
     found = costs(summary())
     lora = found.rows[2]
@@ -325,45 +277,3 @@ def test_the_command_of_a_row_makes_the_very_settings_of_its_run(tree, monkeypat
     assert main(argv) == 130
     (settings,) = seen
     assert settings.model_dump(exclude={"out"}) == given.model_dump(exclude={"out"})
-
-
-class Screen(io.StringIO):
-    """What a terminal gets."""
-
-    def isatty(self):
-        return True
-
-
-MEMBERS = [{"run": f"r{i}", "candidate": f"lora lr {i}", "seed": 0, "steps": 60} for i in range(4)]
-
-
-@pytest.mark.parametrize(("higher", "order"), [(True, "1203"), (False, "2103")])
-def test_the_live_table_has_the_best_on_top(higher, order):
-    screen = Screen()
-    view = open_view(screen)
-    view.begin(lambda: 62.0, 600.0)
-    view.stage("search 1", MEMBERS, higher=higher)
-    view.evaluated("r2", 30, 0.81)
-    view.ended("r1", 0.93)
-    view.ended("r3", None)
-    view.stop()
-    last = screen.getvalue().rpartition("1:02 of 10:00  search 1: 4 runs of 60 steps")[2]
-    assert "".join(re.findall(r"lora lr (\d)", last)) == order
-    assert "30/60" in last
-    assert "failed" in last
-
-
-def test_elsewhere_there_is_a_line_for_each_run():
-    stream = io.StringIO()
-    view = open_view(stream)
-    view.begin(lambda: 5.0, None)
-    view.stage("final 1", MEMBERS[:2], higher=True)
-    view.evaluated("r0", 30, 0.5)
-    view.ended("r0", 0.75)
-    view.ended("r1", None)
-    view.stop()
-    assert stream.getvalue().splitlines() == [
-        "0:05  final 1: 2 runs of 60 steps",
-        "0:05  final 1  lora lr 0  seed 0: 0.7500",
-        "0:05  final 1  lora lr 1  seed 0: failed",
-    ]

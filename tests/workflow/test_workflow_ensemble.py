@@ -81,6 +81,7 @@ def test_a_vote_is_of_what_each_task_says_alone(folders, files, combine):
     rows = str(files["test"])
     together = predict(folders, data=rows, combine=combine, device="cpu", dtype="float32")
     alone = [predict(one, data=rows, device="cpu", dtype="float32") for one in folders]
+    assert len(together) == 32
     for row, answer in enumerate(together):
         said = np.array([list(one[row].scores.values()) for one in alone])
         winner, shares = {"majority": majority, "mean": mean}[combine](said)

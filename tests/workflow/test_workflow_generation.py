@@ -88,7 +88,9 @@ def test_a_text_that_is_no_label_is_said_to_be_none(cli, decoder, files, tmp_pat
     out = tmp_path / "out"
     given = ("--kind", "generation", "--set", "data.text_to_text=true", "--method", "prompt", "--max-steps", 1)
     run(cli, decoder, out, files["train"], *given)
-    for line in cli("predict", out, "--data", files["test"]).lines():
+    answers = cli("predict", out, "--data", files["test"]).lines()
+    assert len(answers) == 32
+    for line in answers:
         assert line["label"] == (line["prediction"] if line["prediction"] in ("pos", "neg") else None)
 
 
