@@ -39,6 +39,7 @@ class Contender:
                 return
             if line.startswith("RESULT "):
                 (self.row,) = json.loads(line[7:])
+                self.process.communicate()  # what it does at its end is not to be beside the next one's turn
                 return
         self.row = {"failed": (self.process.stderr.read().strip().splitlines() or ["?"])[-1][:300]}
 
@@ -83,4 +84,3 @@ def in_turns(jobs: Sequence[str], args: argparse.Namespace) -> None:
         print(json.dumps(row), flush=True)
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        one.process.communicate()

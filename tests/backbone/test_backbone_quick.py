@@ -55,7 +55,8 @@ def test_gradients_are_those_of_float32_within_the_rounding_of_bf16(method, monk
     ours = trained(method, "bfloat16", taken=True, monkeypatch=monkeypatch)
     assert torch_only[2] == exact[2] == []
     layers = 6
-    assert ours[2].count("activation_forward") == ours[2].count("activation_backward") == layers
+    assert ours[2].count("activation_forward") == layers
+    assert "activation_backward" not in ours[2]  # the products behind them take their slopes along
     assert ours[2].count("norm_forward") >= 2 * layers  # two blocks; adapters train the embeddings' norm, too
     assert ours[2].count("bottleneck_forward") == ours[2].count("bottleneck_backward") == 2 * layers
     assert abs(ours[0] - exact[0]) < 5e-3

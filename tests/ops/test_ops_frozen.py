@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from intarsia import ops
 from intarsia.ops.frozen import side_by_side
+from intarsia.ops.native import activations
 from intarsia.ops.native import products as native
 
 there = pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
@@ -53,6 +54,42 @@ def test_a_rows_numbers_depend_on_neither_its_neighbours_nor_the_threads():
                 assert torch.equal(panels.forward(x[begin:end], bias), wanted[begin:end])
     finally:
         torch.set_num_threads(before)
+
+
+@there
+@pytest.mark.parametrize("name", activations.ACTIVATIONS)
+def test_a_product_with_an_activation_takes_its_slopes_along(name):
+    inner, weight, bias, grad = draw((2, 53), 64, 96)
+    panels, calls, right = ops.Panels([weight]), [], activations.LIBRARY.run
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(activations.LIBRARY, "run", lambda what, *more: calls.append(what) or right(what, *more))
+        (found,) = ops.frozen_linear(activations.activation(inner, name), panels, bias, [96])
+        (own,) = torch.autograd.grad(found, inner, grad)
+    assert calls == ["activation_forward"]
+    wide = inner.detach().double().requires_grad_()
+    wanted = F.linear(ops.ACTIVATIONS[name](wide), weight.double(), bias.double())
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(own.double(), torch.autograd.grad(wanted, wide, grad.double())[0], rtol=1e-2, atol=1e-2)
+
+
+@there
+@pytest.mark.parametrize("change", ["in place", "another tensor", "read twice"])
+def test_what_is_no_longer_an_activation_is_not_taken_for_one(change):
+    inner, weight, bias, grad = draw((7,), 64, 96)
+    wide = inner.detach().double().requires_grad_()
+    y, z = activations.activation(inner, "gelu"), F.gelu(wide)
+    if change == "in place":
+        y.mul_(2)
+        z = z * 2
+    elif change == "another tensor":
+        y, z = y * 2, z * 2
+    more = y.sum() * 3 if change == "read twice" else 0
+    same = z.sum() * 3 if change == "read twice" else 0
+    (found,) = ops.frozen_linear(y, ops.Panels([weight]), bias, [96])
+    wanted = F.linear(z, weight.double(), bias.double())
+    (own,) = torch.autograd.grad((found * grad).sum() + more, inner)
+    (other,) = torch.autograd.grad((wanted * grad.double()).sum() + same, wide)
+    torch.testing.assert_close(own.double(), other, rtol=2e-2, atol=2e-2)
 
 
 @there

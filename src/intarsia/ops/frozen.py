@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
+from intarsia.ops.native.activations import bent_from
 from intarsia.ops.native.products import Panels
 
 
@@ -25,6 +26,9 @@ def frozen_linear(x: Tensor, weight: Tensor | Panels, bias: Tensor | None, sizes
     tensor.
     """
     if torch.is_grad_enabled() and x.requires_grad:
+        if isinstance(weight, Panels) and len(sizes) == 1 and (bent := bent_from(x)) is not None:
+            inner, non_linearity = bent
+            return (_OfActivation.apply(inner, x.detach(), weight, bias, non_linearity),)  # type: ignore[return-value]
         return _Linear.apply(x, weight, bias, sizes)  # type: ignore[no-any-return]
     return _product(x, weight, bias).split(tuple(sizes), dim=-1)
 
@@ -52,6 +56,23 @@ class _Linear(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
         grad, weight = side_by_side(grads), ctx.weight
         return weight.backward(grad) if isinstance(weight, Panels) else grad @ weight, None, None, None
+
+
+class _OfActivation(Function):
+    """x W^T + bias of x = f(inner), with a gradient for inner: its slopes are met where the product for x's gradient is written."""
+
+    @staticmethod
+    def forward(ctx: Any, inner: Tensor, x: Tensor, weight: Panels, bias: Tensor | None, non_linearity: str) -> Tensor:
+        ctx.save_for_backward(inner)
+        ctx.weight, ctx.non_linearity = weight, non_linearity
+        return weight.forward(x, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
+        (inner,) = ctx.saved_tensors
+        found = ctx.weight.backward(grads[0], inner.contiguous(), ctx.non_linearity)
+        return found, None, None, None, None
 
 
 def side_by_side(parts: Sequence[Tensor]) -> Tensor:

@@ -34,7 +34,15 @@ def takes(x: Tensor, name: str) -> bool:
 
 def activation(x: Tensor, name: str) -> Tensor:
     """f(x), in x's shape."""
-    return _Activation.apply(x, ACTIVATIONS[name])  # type: ignore[no-any-return]
+    out: Any = _Activation.apply(x, ACTIVATIONS[name])
+    out._intarsia_bent = x, name, out._version
+    return out
+
+
+def bent_from(y: Tensor) -> tuple[Tensor, str] | None:
+    """(x, name) of a y that `activation` has given and nobody has changed since; a product with it may take x's gradient along."""
+    x, name, version = getattr(y, "_intarsia_bent", (None, "", 0))
+    return None if x is None or y._version != version else (x, name)
 
 
 class _Activation(Function):

@@ -8,8 +8,11 @@
 
 #include "matrices.h"
 
+#include "activations.h"
+
 typedef struct {
     long rows, reads, writes; /* the last two are multiples of 32 */
+    int kind;                 /* of the activation whose slopes the outputs are multiplied by */
 } shape;
 
 /* (writes, reads) -> panels (writes / 32, reads / 2, 32) of pairs. */
@@ -24,7 +27,9 @@ int pack(const shape *z, const bf16 *weight, uint32_t *panels) {
 typedef struct {
     float sums[32 * 32] __attribute__((aligned(64)));
     bf16 *out;
+    const bf16 *inner;
     long stride, rows, done;
+    int kind;
     vec bias[32 / LANES];
 } pending;
 
@@ -32,8 +37,15 @@ typedef struct {
 INLINE void finish(pending *x, long rows) {
     const long end = x->done + rows < x->rows ? x->done + rows : x->rows;
     for (; x->done < end; x->done++)
-        for (long k = 0; k < 32 / LANES; k++)
-            store(x->out + x->done * x->stride + k * LANES, AT(x->sums + x->done * 32 + k * LANES) + x->bias[k]);
+        for (long k = 0; k < 32 / LANES; k++) {
+            const long at = x->done * x->stride + k * LANES;
+            vec found = AT(x->sums + x->done * 32 + k * LANES) + x->bias[k], slope;
+            if (x->inner) {
+                activated(x->kind, load(x->inner + at), &slope);
+                found *= slope;
+            }
+            store(x->out + at, found);
+        }
 }
 
 /* The sums of 32 rows with a panel; meanwhile the block before is finished, which takes other parts of the core, and the places of
@@ -70,8 +82,9 @@ INLINE void sums(pending *x, pending *before, const bf16 *rows, long stride, con
 #endif
 }
 
-/* out (rows, writes) = x (rows, reads) weight^T + bias, which may be 0.   0: done; 1: no memory. */
-int multiply(const shape *z, const bf16 *x, const uint32_t *panels, const bf16 *bias, bf16 *out) {
+/* out (rows, writes) = x (rows, reads) weight^T + bias, times f'(inner), (rows, writes). bias and inner may be 0.   0: done; 1: no
+ * memory. */
+int multiply(const shape *z, const bf16 *x, const uint32_t *panels, const bf16 *bias, const bf16 *inner, bf16 *out) {
     const long R = z->reads, W = z->writes, blocks = (z->rows + 31) / 32, left = z->rows % 32, whole = z->rows - left;
     bf16 *rest = 0; /* the last rows, with zeros behind them */
     if (left) {
@@ -94,6 +107,7 @@ int multiply(const shape *z, const bf16 *x, const uint32_t *panels, const bf16 *
                 const int inside = i * 32 < whole;
                 pending *own = two + now;
                 own->out = out + i * 32 * W + j * 32, own->stride = W, own->rows = inside ? 32 : left, own->done = 0;
+                own->inner = inner ? inner + i * 32 * W + j * 32 : 0, own->kind = z->kind;
                 for (long k = 0; k < 32 / LANES; k++) own->bias[k] = bias ? load(bias + j * 32 + k * LANES) : all(0);
                 sums(own, two + !now, inside ? x + i * 32 * R : rest, R, panels + j * 16 * R, R);
             }

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from intarsia.ops.choice import amx
+from intarsia.ops.native.activations import ACTIVATIONS
 from intarsia.ops.native.compiled import Library
 
 FULL = 32
@@ -23,7 +24,7 @@ FULL = 32
 class _Shape(ctypes.Structure):
     """As `shape` in products.c."""
 
-    _fields_ = tuple((name, ctypes.c_long) for name in ("rows", "reads", "writes"))
+    _fields_ = (*((name, ctypes.c_long) for name in ("rows", "reads", "writes")), ("kind", ctypes.c_int))
 
 
 def takes(weights: Sequence[Tensor]) -> bool:
@@ -47,17 +48,22 @@ class Panels:
         """x W^T + bias.   x: (..., N), bias: (M,) or None -> (..., M)"""
         return self._product(x, bias, transposed=False)
 
-    def backward(self, grad: Tensor) -> Tensor:
-        """grad W.   (..., M) -> (..., N)"""
-        return self._product(grad, None, transposed=True)
+    def backward(self, grad: Tensor, inner: Tensor | None = None, non_linearity: str = "linear") -> Tensor:
+        """grad W, times f'(inner), in float32 until then.   grad: (..., M), inner: (..., N) or None -> (..., N)
 
-    def _product(self, x: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
+        non_linearity: f, one of activations.ACTIVATIONS.
+        """
+        return self._product(grad, None, transposed=True, inner=inner, kind=ACTIVATIONS.get(non_linearity, 0))
+
+    def _product(
+        self, x: Tensor, bias: Tensor | None, *, transposed: bool, inner: Tensor | None = None, kind: int = 0
+    ) -> Tensor:
         if (panels := self.made.get(transposed)) is None:
             panels = self.made[transposed] = self._packed(transposed=transposed)
         reads = x.shape[-1]
         x, writes = x.contiguous(), panels.numel() // reads
         out = x.new_empty(*x.shape[:-1], writes)
-        LIBRARY.run("multiply", _Shape(x.numel() // reads, reads, writes), x, panels, bias, out)
+        LIBRARY.run("multiply", _Shape(x.numel() // reads, reads, writes, kind), x, panels, bias, inner, out)
         return out
 
     def _packed(self, *, transposed: bool) -> Tensor:
@@ -66,7 +72,7 @@ class Panels:
             whole = torch.cat(self.parts) if len(self.parts) > 1 else self.parts[0]
             whole = whole.mT.contiguous() if transposed else whole.contiguous()
             writes, reads = whole.shape
-            LIBRARY.run("pack", _Shape(0, reads, writes), whole, panels := torch.empty_like(whole))
+            LIBRARY.run("pack", _Shape(0, reads, writes, 0), whole, panels := torch.empty_like(whole))
         return panels
 
 
@@ -74,12 +80,16 @@ def _agrees() -> bool:
     """Whether small products are what they are in float64, each way."""
     g = torch.Generator().manual_seed(0)
     for rows in (1, 75):
+        slopes = torch.linspace(-3, 3, rows * 64, dtype=torch.float32).view(rows, 64).bfloat16()
+        share = slopes.double().sigmoid()
+        slope = share * (1 + slopes.double() * (1 - share))
         x, bias = (torch.randn(n, 64, generator=g, dtype=torch.float32).bfloat16() for n in (rows, 1))
         weights = torch.randn(2, 32, 64, generator=g, dtype=torch.float32).bfloat16()
         whole, panels = weights.flatten(0, 1).double(), Panels(list(weights))
         pairs = (
             (panels.forward(x, bias[0]), x.double() @ whole.mT + bias.double()),
             (panels.backward(x), x.double() @ whole),
+            (panels.backward(x, slopes, "silu"), x.double() @ whole * slope),
         )
         if not all(bool((one - other).abs().max() < 0.02 * other.abs().max()) for one, other in pairs):
             return False
