@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from intarsia.ops.choice import amx
-from intarsia.ops.native.compiled import Library
+from intarsia.ops.native.compiled import Library, watched
 
 FULL = 32
 """What N and M are multiples of."""
@@ -52,10 +53,14 @@ class Panels:
         return self._product(grad, None, transposed=True)
 
     def _product(self, x: Tensor, bias: Tensor | None, *, transposed: bool) -> Tensor:
+        if watched():
+            whole = torch.cat(self.parts)
+            return F.linear(x, whole.mT if transposed else whole, bias)
         if (panels := self.made.get(transposed)) is None:
             panels = self.made[transposed] = self._packed(transposed=transposed)
-        reads = x.shape[-1]
-        x, writes = x.contiguous(), panels.numel() // reads
+        x, (writes, reads) = x.contiguous(), panels.shape
+        if x.shape[-1] != reads:
+            raise RuntimeError(f"matrices of {reads} inputs cannot multiply states of {x.shape[-1]} numbers")
         out = x.new_empty(*x.shape[:-1], writes)
         LIBRARY.run("multiply", _Shape(x.numel() // reads, reads, writes), x, panels, bias, out)
         return out
