@@ -49,7 +49,7 @@ def contenders(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> d
         "torch": lambda: F.scaled_dot_product_attention(q, k, v, mask, scale=scale),
         "torch fp32": lambda: F.scaled_dot_product_attention(*wide, mask, scale=scale),
     }
-    if native.takes(q, k, mask):
+    if native.takes(q, k, v, mask):
         found = {"ours": lambda: native.attention(q, k, v, mask, scale), **found}
     return found
 

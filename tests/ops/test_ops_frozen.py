@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from intarsia import ops
@@ -118,6 +119,31 @@ def test_what_is_no_number_is_not_hidden_and_all_is_written():
         assert int(out.isnan().any(-1).sum()) == 1
     finally:
         torch.use_deterministic_algorithms(False)
+
+
+@there
+def test_states_of_another_width_are_refused():
+    _, weight, bias, _ = draw((1,), 64, 96)
+    with pytest.raises(RuntimeError, match="matrices of 64 inputs cannot multiply states of 32 numbers"):
+        ops.Panels([weight]).forward(torch.zeros(5, 32).bfloat16(), bias)
+
+
+@there
+def test_what_is_traced_multiplies_the_states_that_come():
+    x, weight, bias, _ = draw((7,), 64, 96)
+    panels = ops.Panels([weight])
+    for product in (lambda x: panels.forward(x, bias), lambda x: panels.backward(x @ weight.mT)):
+        near(make_fx(product)(torch.zeros_like(x))(x.detach()), product(x.detach()).double())
+
+
+@pytest.mark.parametrize("layout", ["plain", pytest.param("panels", marks=there)])
+def test_what_is_given_back_may_be_changed_in_place(layout):
+    x, weight, bias, grad = draw((7,), 64, 96)
+    found = []
+    for factor in (1, 2):
+        (out,) = ops.frozen_linear(x, weight if layout == "plain" else ops.Panels([weight]), bias, [96])
+        found.append(torch.autograd.grad(out.mul_(factor), x, grad)[0])
+    near(found[1], 2 * found[0].double())
 
 
 @there

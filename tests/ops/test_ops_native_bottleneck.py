@@ -246,21 +246,51 @@ def _without(delta, inputs):
 def test_what_it_does_not_know_is_left_to_torch(as_with_amx):
     y, x, down, _, up, _, _ = draw(SIZES["a block and one"])
     trusted = native.LIBRARY.there()
-    assert native.takes(x, down, up, "relu") == trusted
-    assert not native.takes(x.float(), down, up, "relu")
-    assert not native.takes(x[:0], down, up, "relu")
-    assert not native.takes(x, down.double(), up.double(), "relu")
-    assert not native.takes(x, down.detach(), up.detach(), "relu")
-    assert not native.takes(x, down.repeat(2, 1, 1), up.repeat(2, 1, 1), "relu")
-    assert not native.takes(x, down[..., :40], up, "relu")
-    assert not native.takes(x, down.repeat(1, 6, 1), up.repeat(1, 1, 6), "relu")
-    assert not native.takes(x, down, up, "mish")
+    assert native.takes(y, x, down, up, "relu") == trusted
+    assert not native.takes(y, x.float(), down, up, "relu")
+    assert not native.takes(y, x[:0], down, up, "relu")
+    assert not native.takes(y, x, down.double(), up.double(), "relu")
+    assert not native.takes(y, x, down.detach(), up.detach(), "relu")
+    assert not native.takes(y, x, down.repeat(2, 1, 1), up.repeat(2, 1, 1), "relu")
+    assert not native.takes(y, x, down[..., :40], up, "relu")
+    assert not native.takes(y, x, down.repeat(1, 6, 1), up.repeat(1, 1, 6), "relu")
+    assert not native.takes(y, x, down, up, "mish")
+    assert not native.takes(y.float(), x, down, up, "relu")
+    assert not native.takes(y[:1], x, down, up, "relu")
+    assert not native.takes(y, x, down[..., :32], up, "relu")
+    assert not native.takes(y, x, down, up[..., :8], "relu")
+    assert not native.takes(y, x, down, up[:, :32], "relu")
     with torch.no_grad():
-        assert not native.takes(x, down, up, "relu")
+        assert not native.takes(y, x, down, up, "relu")
     delta = LowRankDelta(LoRA(rank=8), reads=64, writes=64)
     compiled = torch.compile(lambda x, y: delta(x, y), backend="eager", fullgraph=True)
     assert compiled(x.detach(), y.detach()).shape == y.shape
     assert as_with_amx == []
+
+
+@there
+def test_small_numbers_have_their_tanh():
+    x = torch.zeros(32, 32)
+    x[:, 0] = 10.0 ** -torch.arange(32.0) * torch.tensor([1.0, -1.0]).repeat(16)
+    down = torch.eye(32)[None, :1].requires_grad_()
+    out = native.bottleneck(
+        torch.zeros(32, 32).bfloat16(), x.bfloat16(), down, None, torch.eye(32)[None, :, :1], None, "tanh"
+    )
+    torch.testing.assert_close(out[:, 0].float(), x[:, 0].bfloat16().float().tanh(), rtol=8e-3, atol=0.0)
+
+
+@there
+def test_biases_of_another_dtype_are_read_as_what_they_are():
+    y, x, down, down_bias, up, up_bias, grad = draw(SIZES["under half a block"])
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        biases = [one.detach().bfloat16().to(dtype).requires_grad_() for one in (down_bias, up_bias)]
+        out = native.bottleneck(y, x, down, biases[0], up, biases[1], "gelu")
+        slopes = torch.autograd.grad(out, biases, grad)
+        assert [slope.dtype for slope in slopes] == [dtype, dtype]
+        found.append((out, *(slope.float() for slope in slopes)))
+    for one, other in zip(*found, strict=True):
+        near(one, other.double())
 
 
 @there

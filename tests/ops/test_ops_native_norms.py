@@ -135,6 +135,25 @@ def test_what_it_does_not_know_is_left_to_torch():
 
 
 @there
+def test_where_new_tensors_go_is_nothing_to_it():
+    x, residual, own, gain, bias, grad, again = draw(SIZES["MRPC's"], PARTS["gain and bias"])
+    leaves, runs = (x, residual, gain, bias), []
+    for device in ("cpu", "meta"):
+        with torch.device(device):
+            outs = native.summed_norm(x, residual, own, gain, bias)
+            runs.append((*outs, *torch.autograd.grad(outs, leaves, (grad, again))))
+    assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@there
+def test_a_gain_and_bias_of_another_dtype_are_read_as_what_they_are():
+    x, residual, own, gain, bias, *_ = draw(SIZES["MRPC's"], PARTS["gain and bias"])
+    out, _ = native.summed_norm(x, residual, own, gain, bias)
+    same, _ = native.summed_norm(x, residual, own, gain.bfloat16(), bias.bfloat16())
+    assert torch.equal(out, same)
+
+
+@there
 def test_machine_code_that_computes_something_else_is_not_used(monkeypatch):
     """The second reader is forgotten; a bias is added twice."""
     right = native.LIBRARY.run

@@ -28,7 +28,7 @@ def product_attention(
     query that sees no key has the mean of all, or zeros. The softmax is fp32 or wider. dropout: of the probabilities.
     """
     learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if not dropout and (learns or q.shape[2] >= MANY) and native.takes(q, k, mask):
+    if not dropout and (learns or q.shape[2] >= MANY) and native.takes(q, k, v, mask):
         return native.attention(q, k, v, mask, scale)
     added = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
     if not learns:

@@ -104,7 +104,7 @@ def rotated(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
 
 def add_low_rank(y: Tensor, x: Tensor, a: Weight, b: Weight, alpha: float = 1.0) -> Tensor:
     """As reference.add_low_rank."""
-    if native.takes(x, a, b, "linear"):
+    if native.takes(y, x, a, b, "linear"):
         return native.bottleneck(y, x, a, None, b, None, "linear", alpha)  # type: ignore[arg-type]
     return reference.add_low_rank(y, x, a, b, alpha)
 
@@ -139,7 +139,7 @@ def adapted(
 ) -> Tensor:
     """y + scale reference.bottleneck(x, ...): an adapter, serial where x is y; where the sum behind it is left to a norm,
     what stands for it there. non_linearity: by its name in ACTIVATIONS."""
-    if not dropout and native.takes(x, down, up, non_linearity):
+    if not dropout and native.takes(y, x, down, up, non_linearity):
         return native.bottleneck(y, x, down, down_bias, up, up_bias, non_linearity, scale)  # type: ignore[arg-type]
     plain = x is y and scale == 1.0 and not dropout
     kind = fused_activation(non_linearity, down_bias.shape[1]) if plain and fused(y) else None

@@ -44,7 +44,9 @@ class _Linear(Function):
     ) -> tuple[Tensor, ...]:
         ctx.weight = weight
         own = tuple(sizes)
-        if isinstance(weight, Panels) or len(own) == 1:
+        if len(own) == 1:  # not as a view, which nobody could change in place
+            return (_product(x, weight, bias),)
+        if isinstance(weight, Panels):
             return _product(x, weight, bias).split(own, dim=-1)
         # One product would be one tensor, kept for the sake of any of its parts: where a task has put another in one part's place
         # (LoRA, a prefix), that would be two. On a GPU one product here was no faster than three.

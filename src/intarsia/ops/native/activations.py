@@ -13,7 +13,7 @@ from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
 from intarsia.ops.choice import amx
-from intarsia.ops.native.compiled import Library
+from intarsia.ops.native.compiled import Library, watched
 
 ACTIVATIONS = {"gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3}
 """Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
@@ -29,7 +29,7 @@ def takes(x: Tensor, name: str) -> bool:
     """Whether the kernel is there, and for these: in training, where products are quick enough for it to matter (`amx`)."""
     if not amx() or x.dtype != torch.bfloat16 or x.device.type != "cpu" or name not in ACTIVATIONS:
         return False
-    return x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling() and LIBRARY.there()
+    return x.requires_grad and torch.is_grad_enabled() and not watched() and LIBRARY.there()
 
 
 def activation(x: Tensor, name: str) -> Tensor:

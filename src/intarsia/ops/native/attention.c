@@ -85,30 +85,29 @@ INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, fl
 int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *v, const uint8_t *mask, bf16 *out, float *kept) {
     const long S = z->keys, D = z->width, across = padded(S);
     int failed = 0;
-#pragma omp parallel
+#pragma omp parallel reduction(| : failed)
     {
-        desk x;
+        desk x = {};
         tiles before;
-        if (!furnished(&x, across, D, 0)) failed = 1;
-        else {
-            enter(&before);
+        failed = !furnished(&x, across, D, 0);
+        enter(&before);
 #pragma omp for nowait
-            for (long at = 0; at < z->rows * z->heads; at++) {
-                const long row = at / z->heads, head = at % z->heads;
-                gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
-                turn(x.turned_keys, (const uint32_t *)x.some, across, D / 2);
-                gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
-                pair(x.values, x.some, across, D);
-                for (long t = 0; t < z->queries; t += BLOCK) {
-                    const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK;
-                    look(&x, z, q, mask, kept ? kept + 2 * (at * z->queries + t) : x.kept, 1, row, head, t, n, across);
-                    product(0, x.narrow, D, x.seen, across, x.values, D, padded(n), D, across);
-                    narrow(out + row * z->o[0] + head * z->o[1] + t * z->o[2], z->o[2], x.narrow, n, D);
-                }
+        for (long at = 0; at < z->rows * z->heads; at++) {
+            if (failed) continue;
+            const long row = at / z->heads, head = at % z->heads;
+            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
+            turn(x.turned_keys, x.some, across, D / 2);
+            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
+            pair(x.values, x.some, across, D);
+            for (long t = 0; t < z->queries; t += BLOCK) {
+                const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK;
+                look(&x, z, q, mask, kept ? kept + 2 * (at * z->queries + t) : x.kept, 1, row, head, t, n, across);
+                product(0, x.narrow, D, x.seen, across, x.values, D, padded(n), D, across);
+                narrow(out + row * z->o[0] + head * z->o[1] + t * z->o[2], z->o[2], x.narrow, n, D);
             }
-            leave(&before);
-            free(x.memory);
         }
+        leave(&before);
+        free(x.memory);
     }
     return failed;
 }
@@ -119,57 +118,56 @@ int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf1
                        float *kept, const bf16 *grad, bf16 *dq, bf16 *dk, bf16 *dv) {
     const long S = z->keys, D = z->width, across = padded(S);
     int failed = 0;
-#pragma omp parallel
+#pragma omp parallel reduction(| : failed)
     {
-        desk x;
+        desk x = {};
         tiles before;
-        if (!furnished(&x, across, D, 1)) failed = 1;
-        else {
-            enter(&before);
+        failed = !furnished(&x, across, D, 1);
+        enter(&before);
 #pragma omp for nowait
-            for (long at = 0; at < z->rows * z->heads; at++) {
-                const long row = at / z->heads, head = at % z->heads;
-                gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
-                turn(x.values, (const uint32_t *)x.some, across, D / 2);
-                gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
-                turn(x.turned_keys, (const uint32_t *)x.some, across, D / 2);
-                pair(x.keys, x.some, across, D);
-                for (long t = 0; t < z->queries; t += BLOCK) {
-                    const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK, high = padded(n);
-                    look(&x, z, q, mask, kept + 2 * (at * z->queries + t), 0, row, head, t, n, across);
-                    gather(x.given, head_of(grad, z->o, row, head) + t * z->o[2], z->o[2], n, D);
-                    product(0, x.flow, across, x.given, D, x.values, across, high, across, D);
-                    for (long i = 0; i < high; i++) {
-                        const float *own = x.scores + i * across, *flow = x.flow + i * across;
-                        vec sum = all(0);
-                        for (long j = 0; j < across; j += LANES) sum += AT(own + j) * AT(flow + j);
-                        sum = all(total(sum));
-                        for (long j = 0; j < across; j += LANES)
-                            store(x.inner + i * across + j, AT(own + j) * (AT(flow + j) - sum) * z->scale);
-                    }
-                    if (dq) {
-                        product(0, x.narrow, D, x.inner, across, x.keys, D, high, D, across);
-                        narrow(dq + row * to->q[0] + head * to->q[1] + t * to->q[2], to->q[2], x.narrow, n, D);
-                    }
-                    if (dk) {
-                        pair(x.queries, x.asked, high, D);
-                        pair(x.pairs, x.inner, high, across);
-                        turn(x.turned, x.pairs, high / 2, across);
-                        product(t > 0, x.for_k, D, (bf16 *)x.turned, high, x.queries, D, across, D, high);
-                    }
-                    if (dv) {
-                        pair(x.grads, x.given, high, D);
-                        pair(x.pairs, x.seen, high, across);
-                        turn(x.turned, x.pairs, high / 2, across);
-                        product(t > 0, x.for_v, D, (bf16 *)x.turned, high, x.grads, D, across, D, high);
-                    }
+        for (long at = 0; at < z->rows * z->heads; at++) {
+            if (failed) continue;
+            const long row = at / z->heads, head = at % z->heads;
+            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
+            turn(x.values, x.some, across, D / 2);
+            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
+            turn(x.turned_keys, x.some, across, D / 2);
+            pair(x.keys, x.some, across, D);
+            for (long t = 0; t < z->queries; t += BLOCK) {
+                const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK, high = padded(n);
+                look(&x, z, q, mask, kept + 2 * (at * z->queries + t), 0, row, head, t, n, across);
+                gather(x.given, head_of(grad, z->o, row, head) + t * z->o[2], z->o[2], n, D);
+                product(0, x.flow, across, x.given, D, x.values, across, high, across, D);
+                for (long i = 0; i < high; i++) {
+                    const float *own = x.scores + i * across, *flow = x.flow + i * across;
+                    vec sum = all(0);
+                    for (long j = 0; j < across; j += LANES) sum += AT(own + j) * AT(flow + j);
+                    sum = all(total(sum));
+                    for (long j = 0; j < across; j += LANES)
+                        store(x.inner + i * across + j, AT(own + j) * (AT(flow + j) - sum) * z->scale);
                 }
-                if (dk) narrow(dk + row * to->k[0] + head * to->k[1], to->k[2], x.for_k, S, D);
-                if (dv) narrow(dv + row * to->v[0] + head * to->v[1], to->v[2], x.for_v, S, D);
+                if (dq) {
+                    product(0, x.narrow, D, x.inner, across, x.keys, D, high, D, across);
+                    narrow(dq + row * to->q[0] + head * to->q[1] + t * to->q[2], to->q[2], x.narrow, n, D);
+                }
+                if (dk) {
+                    pair(x.queries, x.asked, high, D);
+                    pair(x.pairs, x.inner, high, across);
+                    turn(x.turned, x.pairs, high / 2, across);
+                    product(t > 0, x.for_k, D, (bf16 *)x.turned, high, x.queries, D, across, D, high);
+                }
+                if (dv) {
+                    pair(x.grads, x.given, high, D);
+                    pair(x.pairs, x.seen, high, across);
+                    turn(x.turned, x.pairs, high / 2, across);
+                    product(t > 0, x.for_v, D, (bf16 *)x.turned, high, x.grads, D, across, D, high);
+                }
             }
-            leave(&before);
-            free(x.memory);
+            if (dk) narrow(dk + row * to->k[0] + head * to->k[1], to->k[2], x.for_k, S, D);
+            if (dv) narrow(dv + row * to->v[0] + head * to->v[1], to->v[2], x.for_v, S, D);
         }
+        leave(&before);
+        free(x.memory);
     }
     return failed;
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-from intarsia.ops.native.compiled import Library
+from intarsia.ops.native.compiled import Library, watched
 
 FULL = 32
 """What heads' widths are multiples of: a row of AMX's registers."""
@@ -47,13 +47,18 @@ def _agrees() -> bool:
     return all(bool((one - other).abs().max() < 0.02 * other.abs().max()) for one, other in pairs)
 
 
-def takes(q: Tensor, k: Tensor, mask: Tensor | None) -> bool:
+def takes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
     """Whether the kernel is there, and for these."""
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or (mask is not None and mask.dtype != torch.bool):
+    if (
+        watched()
+        or q.dtype != torch.bfloat16
+        or q.device.type != "cpu"
+        or (mask is not None and mask.dtype != torch.bool)
+    ):
         return False
-    if torch.compiler.is_compiling():  # it cannot look into the kernel
-        return False
-    return q.shape[-1] % FULL == 0 and q.numel() > 0 and k.numel() > 0 and LIBRARY.there()
+    rows, heads, _, width = q.shape
+    alike = k.dtype == v.dtype == q.dtype and k.shape == v.shape == (rows, heads, k.shape[2], width)
+    return alike and width % FULL == 0 and q.numel() > 0 and k.numel() > 0 and LIBRARY.there()
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -100,7 +105,9 @@ def _heads(q: Tensor, positions: int, count: int = 0) -> Tensor:
     """Room for (B, H, positions, D), tokens' heads side by side in memory; count: so many of them, side by side for each token."""
     rows, heads, _, width = q.shape
     if not count:
-        return q.new_empty(rows, positions, heads, width).transpose(1, 2)
+        # Not a transposed one: what a Function gives back must be no view, or nobody could change it in place.
+        strides = (positions * heads * width, width, heads * width, 1)
+        return q.new_empty_strided((rows, heads, positions, width), strides)
     return q.new_empty(rows, positions, count, heads, width).permute(2, 0, 3, 1, 4)
 
 

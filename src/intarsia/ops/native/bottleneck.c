@@ -80,8 +80,8 @@ int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float
         if (up_bias) memcpy(d->up_bias, up_bias, W * sizeof(float));
         round_rows(d->down, R, down, z->width, R);
         round_rows(d->up, M, up, W, z->width);
-        turn(d->for_down, (const uint32_t *)d->down, M, R / 2);
-        turn(d->for_up, (const uint32_t *)d->up, W, M / 2);
+        turn(d->for_down, d->down, M, R / 2);
+        turn(d->for_up, d->up, W, M / 2);
         enter(&before);
 #pragma omp for schedule(static) nowait
         for (long t = 0; t < z->rows; t += BLOCK) {

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from intarsia.ops.choice import amx
-from intarsia.ops.native.compiled import Library
+from intarsia.ops.native.compiled import Library, watched
 
 ACTIVATIONS = {
     "relu": 0,
@@ -41,23 +41,26 @@ class _Shape(ctypes.Structure):
     )
 
 
-def takes(x: Tensor, down: object, up: object, non_linearity: str) -> bool:
+def takes(y: Tensor, x: Tensor, down: object, up: object, non_linearity: str) -> bool:
     """Whether the kernel is there, and for these: one task's weights in float32, in training. Without AMX torch is quicker."""
     if (
         not amx()
         or x.dtype != torch.bfloat16
         or x.device.type != "cpu"
         or not torch.is_grad_enabled()
+        or watched()
         or x.numel() == 0
     ):
         return False
     if not (isinstance(down, Tensor) and isinstance(up, Tensor) and down.dtype == up.dtype == torch.float32):
         return False
     (tasks, width, reads), writes = down.shape, up.shape[1]
+    if y.dtype != x.dtype or y.shape != (*x.shape[:-1], writes) or x.shape[-1] != reads or up.shape[2] != width:
+        return False  # what else would be read is somebody else's
     if tasks > 1 or width > WIDEST or reads % FULL or writes % FULL or non_linearity not in ACTIVATIONS:
         return False
     trained = down.requires_grad or up.requires_grad
-    return trained and not torch.compiler.is_compiling() and LIBRARY.there()
+    return trained and LIBRARY.there()
 
 
 def bottleneck(
@@ -129,7 +132,7 @@ def _apart(rows: Tensor) -> tuple[Tensor, int]:
 
 
 def _dense(bias: Tensor | None) -> Tensor | None:
-    return None if bias is None else bias.contiguous()
+    return None if bias is None else bias.float().contiguous()
 
 
 def _agrees() -> bool:

@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -20,6 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 log = logging.getLogger("intarsia.native")
@@ -30,6 +32,14 @@ LIMIT = 120.0
 """Seconds that a compiler may take; it takes one."""
 
 
+def watched() -> bool:
+    """Whether somebody looks into what is computed, which kernels of ours do not show: torch.compile, export and tracing,
+    torch.func, modes that see each call of torch's."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return True
+    return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+
+
 class Library:
     """The kernels of one C file."""
 
@@ -38,11 +48,14 @@ class Library:
         code yet."""
         self.name, self.agrees = name, agrees
         self._trusted: bool | None = None
+        self._first = threading.Lock()
 
     def there(self) -> bool:
         """Whether they can be used: False where they cannot be compiled or run, or compute something else, which the log says."""
         if self._trusted is None:
-            self._trusted = self._loaded() is not None and self._tried()
+            with self._first:  # of several threads
+                if self._trusted is None:
+                    self._trusted = self._loaded() is not None and self._tried()
         return self._trusted
 
     def run(self, function: str, shape: ctypes.Structure, *arguments: Any) -> None:
@@ -60,9 +73,15 @@ class Library:
         return found if found is not None and found.ready() else None
 
     def _tried(self) -> bool:
-        with ThreadPoolExecutor(1) as fresh:  # it has none of the caller's modes and hooks (autocast, checkpointing)
-            if fresh.submit(self.agrees).result():
-                return True
+        try:
+            with ThreadPoolExecutor(
+                1
+            ) as fresh:  # it has none of the caller's modes and hooks (autocast, checkpointing)
+                if fresh.submit(self.agrees).result():
+                    return True
+        except (MemoryError, RuntimeError) as error:  # no room, no more threads
+            log.warning("%s.c cannot be tried, so torch computes it: %s", self.name, error)
+            return False
         log.warning("%s.c as compiled here computes something else than it should, so torch computes it", self.name)
         return False
 
@@ -95,12 +114,17 @@ def _made(source: Path, command: list[str], kept: Path) -> ctypes.CDLL:
         subprocess.run(whole, check=True, capture_output=True, text=True, timeout=LIMIT)
         try:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_name(f"{kept.name}.{os.getpid()}.part")
-            with part.open("wb") as file:  # mapped memory of half a file would end the process
-                file.write(built.read_bytes())
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(kept)
+            # Processes of other machines may have our number. Mapped memory of half a file would end the process.
+            handle, part = tempfile.mkstemp(dir=kept.parent, prefix=f"{kept.name}.")
+            try:
+                with open(handle, "wb") as file:
+                    file.write(built.read_bytes())
+                    file.flush()
+                    os.fsync(handle)
+                os.replace(part, kept)
+            except OSError:
+                os.unlink(part)
+                raise
         except OSError as error:  # a home without room, or that cannot be written: compiled again the next time
             log.info("%s is not kept: %s", kept, error)
         return ctypes.CDLL(str(built))  # mapped, so its file may go

@@ -33,8 +33,10 @@
 typedef float vec __attribute__((vector_size(4 * LANES)));
 typedef int32_t ints __attribute__((vector_size(4 * LANES)));
 typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
-typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2)));
-typedef uint16_t bf16;
+/* Also what they are not: pairs of bfloat16 are read as words. */
+typedef uint16_t bf16 __attribute__((may_alias));
+typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint32_t words __attribute__((aligned(2), may_alias));
 
 #define AT(pointer) (*(vec *)(pointer))
 
@@ -121,6 +123,7 @@ INLINE void enter(tiles *before) {
     tiles ours = {.palette = 1};
     for (int i = 0; i < 8; i++) ours.width[i] = 64, ours.rows[i] = 16;
     _tile_storeconfig(before);
+    __asm__ volatile("" ::"r"(&ours), "r"(before) : "memory"); /* compilers know of their first eight bytes only */
     _tile_loadconfig(&ours);
 }
 
@@ -194,8 +197,8 @@ INLINE void block(int add, float *c, long ldc, const bf16 *a, long lda, const ui
 int ready(void) { return tiles_ready(); }
 
 /* c (m, n) = or += a (m, k) b (k / 2, n); all multiples of 32. */
-static __attribute__((noinline)) void product(int add, float *c, long ldc, const bf16 *a, long lda, const uint32_t *b, long ldb,
-                                              long m, long n, long k) {
+static __attribute__((noinline, unused)) void product(int add, float *c, long ldc, const bf16 *a, long lda, const uint32_t *b, long ldb,
+                                                      long m, long n, long k) {
     __asm__ volatile("" ::: "memory"); /* compilers do not know that tiles are read from memory */
     for (long i = 0; i < m; i += 32)
         for (long j = 0; j < n; j += 32) block(add, c + i * ldc + j, ldc, a + i * lda, lda, b + j, ldb, k);
@@ -220,7 +223,7 @@ INLINE void pair(uint32_t *to, const bf16 *from, long rows, long width) {
 }
 
 /* (16, 16) words -> transposed. */
-INLINE void turn_block(uint32_t *to, long ldt, const uint32_t *from, long ldf) {
+INLINE void turn_block(uint32_t *to, long ldt, const words *from, long ldf) {
 #if LANES == 16
     __m512i x[16], y[16];
 #pragma GCC unroll 16
@@ -247,10 +250,10 @@ INLINE void turn_block(uint32_t *to, long ldt, const uint32_t *from, long ldf) {
 #endif
 }
 
-/* (rows, width) words -> (width, rows); multiples of 16. */
-INLINE void turn(uint32_t *to, const uint32_t *from, long rows, long width) {
+/* (rows, width) words, which may be pairs of bfloat16 -> (width, rows); multiples of 16. */
+INLINE void turn(uint32_t *to, const void *from, long rows, long width) {
     for (long i = 0; i < rows; i += 16)
-        for (long j = 0; j < width; j += 16) turn_block(to + j * rows + i, rows, from + i * width + j, width);
+        for (long j = 0; j < width; j += 16) turn_block(to + j * rows + i, rows, (const words *)from + i * width + j, width);
 }
 
 INLINE void narrow(bf16 *to, long stride, const float *from, long count, long width) {

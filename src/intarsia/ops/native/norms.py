@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from intarsia.ops.choice import amx
-from intarsia.ops.native.compiled import Library
+from intarsia.ops.native.compiled import Library, watched
 from intarsia.ops.reference import Own
 
 FULL = 32
@@ -40,10 +40,11 @@ def takes(x: Tensor, own: Own | None = None, gain: Tensor | None = None) -> bool
         or x.dtype != torch.bfloat16
         or x.device.type != "cpu"
         or not torch.is_grad_enabled()
+        or watched()
         or x.numel() == 0
     ):
         return False
-    if x.shape[-1] % FULL or torch.compiler.is_compiling():
+    if x.shape[-1] % FULL:
         return False
     if own is not None and any(t is not None and (t.dtype != x.dtype or t.requires_grad) for t in (own.gain, own.bias)):
         return False
@@ -75,7 +76,8 @@ class _SummedNorm(Function):
         centre: bool,
     ) -> tuple[Tensor, Tensor]:
         x = x.contiguous()
-        residual, gain, bias = (None if t is None else t.contiguous() for t in (residual, gain, bias))
+        residual = None if residual is None else residual.contiguous()
+        gain, bias = (None if t is None else t.float().contiguous() for t in (gain, bias))
         out, total = torch.empty_like(x), x if residual is None else torch.empty_like(x)
         ctx.shape = _Shape(x.numel() // x.shape[-1], x.shape[-1], eps, int(centre))
         LIBRARY.run("norm_forward", ctx.shape, x, residual, own_gain, own_bias, gain, bias, out, total, _room(x, 3))
@@ -103,7 +105,7 @@ class _SummedNorm(Function):
 
 def _room(x: Tensor, vectors: int) -> Tensor:
     """For each thread so many of W numbers, where the kernel wants them: torch's memory begins at multiples of 64 bytes."""
-    return torch.empty(torch.get_num_threads() * vectors * x.shape[-1], dtype=torch.float32)
+    return x.new_empty(torch.get_num_threads() * vectors * x.shape[-1], dtype=torch.float32)
 
 
 def _agrees() -> bool:

@@ -19,7 +19,7 @@ typedef struct {
 int pack(const shape *z, const bf16 *weight, uint32_t *panels) {
 #pragma omp parallel for schedule(static)
     for (long j = 0; j < z->writes; j += 32)
-        turn(panels + j * z->reads / 2, (const uint32_t *)(weight + j * z->reads), 32, z->reads / 2);
+        turn(panels + j * z->reads / 2, weight + j * z->reads, 32, z->reads / 2);
     return 0;
 }
 

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from intarsia.ops.choice import amx
-from intarsia.ops.native.activations import ACTIVATIONS
-from intarsia.ops.native.compiled import Library
+from intarsia.ops.activations import ACTIVATIONS
+from intarsia.ops.choice import amx
+from intarsia.ops.native.activations import ACTIVATIONS as KINDS
+from intarsia.ops.native.compiled import Library, watched
 
 FULL = 32
 """What N and M are multiples of."""
@@ -53,15 +56,24 @@ class Panels:
 
         non_linearity: f, one of activations.ACTIVATIONS.
         """
-        return self._product(grad, None, transposed=True, inner=inner, kind=ACTIVATIONS.get(non_linearity, 0))
+        if inner is not None and watched():
+            with torch.enable_grad():
+                z = inner.detach().requires_grad_()
+                y = ACTIVATIONS[non_linearity](z)
+            return torch.autograd.grad(y, z, self._product(grad, None, transposed=True))[0]
+        return self._product(grad, None, transposed=True, inner=inner, kind=KINDS.get(non_linearity, 0))
 
     def _product(
         self, x: Tensor, bias: Tensor | None, *, transposed: bool, inner: Tensor | None = None, kind: int = 0
     ) -> Tensor:
+        if watched():
+            whole = torch.cat(self.parts)
+            return F.linear(x, whole.mT if transposed else whole, bias)
         if (panels := self.made.get(transposed)) is None:
             panels = self.made[transposed] = self._packed(transposed=transposed)
-        reads = x.shape[-1]
-        x, writes = x.contiguous(), panels.numel() // reads
+        x, (writes, reads) = x.contiguous(), panels.shape
+        if x.shape[-1] != reads:
+            raise RuntimeError(f"matrices of {reads} inputs cannot multiply states of {x.shape[-1]} numbers")
         out = x.new_empty(*x.shape[:-1], writes)
         LIBRARY.run("multiply", _Shape(x.numel() // reads, reads, writes, kind), x, panels, bias, inner, out)
         return out
