@@ -96,3 +96,16 @@ def test_each_failed_run_of_a_pack_has_a_line(cli, backbone, files, tmp_path):
     assert a.startswith("run 'a' failed: ")
     assert b.startswith("run 'b' failed: ")
     assert last == "intarsia: 2 of the 2 runs failed, as the lines above say"
+
+
+def test_a_packs_table_shows_the_metric_that_the_runs_choose_by(cli, backbone, files, tmp_path):
+    run_file = tmp_path / "runs.yaml"
+    run_file.write_text(f"backbone: {backbone}\nruns: [{{name: a, method: head}}]\n")
+    given = ["--train", files["train"], "--test", files["test"], "--label-column", "label", "--max-steps", 1]
+    done = cli(
+        "train", run_file, *given, "--set", "train.metric=matthews", "--out", tmp_path / "out", "--device", "cpu"
+    )
+    assert done.status == 0, done.err
+    scores = json.loads((tmp_path / "out/a/task.json").read_text())["metrics"]
+    shown = ["a", "matthews", f"{scores['matthews']:.4f}", "matthews", f"{scores['test_matthews']:.4f}"]
+    assert done.out.splitlines()[1].split()[:5] == shown

@@ -40,6 +40,32 @@ def test_rouge_is_the_f_measure_of_the_best_reference():
     assert (scores["rouge_1"], scores["rouge_l"], scores["rouge_2"]) == pytest.approx((2 / 3, 2 / 3, 0.0))
 
 
+@pytest.mark.parametrize("text", ["μια γάτα κάθεται εκεί", "кошка сидит здесь", "बिल्ली यहाँ बैठी है", "pâté et thé"])
+def test_rouge_knows_words_of_any_script(text):
+    first, _, rest = text.partition(" ")
+    assert first not in rest
+    same, other = (
+        compute_metrics("generation", [written], [[text]], ()) for written in (text.upper(), f"{first[:2]} {rest}")
+    )
+    assert (same["rouge_1"], same["rouge_2"], same["rouge_l"]) == pytest.approx((1, 1, 1))
+    words = len(text.split())
+    assert (other["rouge_1"], other["rouge_l"]) == pytest.approx(((words - 1) / words,) * 2)
+
+
+def test_rouge_of_ascii_text_is_that_of_rouge_score():
+    from rouge_score.rouge_scorer import RougeScorer
+
+    text, reference = (
+        "It's a 5-star pub_cafe (cheap), isn't it? Yes: #1!",
+        "A 5 star Cafe: cheap -- it's no. 1; isn't\tit",
+    )
+    scores = compute_metrics("generation", [text], [[reference]], ())
+    theirs = RougeScorer(["rouge1", "rouge2", "rougeL"]).score(reference, text)
+    assert 0 < scores["rouge_2"] < 1
+    for ours, name in (("rouge_1", "rouge1"), ("rouge_2", "rouge2"), ("rouge_l", "rougeL")):
+        assert scores[ours] == pytest.approx(theirs[name].fmeasure)
+
+
 def test_case_counts_unless_told_otherwise():
     predictions, references = ["The Cat Sat There"], [["the cat sat there"]]
     strict = compute_metrics("generation", predictions, references, ())

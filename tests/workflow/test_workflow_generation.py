@@ -28,6 +28,28 @@ def run(cli, backbone, out, train, *more):
     return done
 
 
+def test_targets_that_are_longer_than_what_will_be_written_are_counted(cli, encoder_decoder, tmp_path):
+    rows = [("a film", " ".join(["good"] * count)) for count in (1, 5, 6, 7, 8)]
+    train = write_csv(tmp_path / "rows.csv", rows, ("mr", "ref"))
+    kind = (
+        "--kind",
+        "generation",
+        "--text-columns",
+        "mr",
+        "--label-column",
+        "ref",
+        "--max-steps",
+        1,
+        "--method",
+        "lora",
+    )
+    given = (*kind, "--validation", train)
+    few = run(cli, encoder_decoder, tmp_path / "few", train, *given, "--set", "generation.max_new_tokens=6")
+    assert "training: 2 of 5 targets are longer than generation.max_new_tokens, 6\n" in few.err
+    enough = run(cli, encoder_decoder, tmp_path / "enough", train, *given, "--set", "generation.max_new_tokens=8")
+    assert "are longer than" not in enough.err
+
+
 @pytest.mark.parametrize("family", ["decoder", "encoder_decoder"])
 @pytest.mark.parametrize("method", ["prefix", "prompt", "adapter"])
 def test_free_text_goes_from_file_to_text(cli, request, pairs, tmp_path, family, method):

@@ -149,7 +149,7 @@ def _train_pack(
     tested = any("test" in result.metrics for result in results if not isinstance(result, Failed))
     for settings, result in zip(runs, results, strict=True):
         if not isinstance(result, Failed):
-            shown = _scores(result.metrics, tested=tested)
+            shown = _scores(result.metrics, settings.train.metric, tested=tested)
             rows.append([name_of(settings), *shown, number(result.parameters), size(result.size), str(result.folder)])
     if rows:
         scores = ["validation", "test"] if tested else ["score", ""]
@@ -162,11 +162,11 @@ def _train_pack(
         raise TrainingError(said[0])
 
 
-def _scores(metrics: Mapping[str, Mapping[str, float]], *, tested: bool) -> list[str]:
+def _scores(metrics: Mapping[str, Mapping[str, float]], chosen: str | None, *, tested: bool) -> list[str]:
     """Two cells of a pack's table: the first score of validation and of the test split, or the first two where no run is tested. A
-    run of text has its loss alone."""
+    run of text has its loss alone. The first is the metric that the run was told to choose by, where it was told one."""
     found = {
-        split: [f"{name} {number(value)}" for name, value in scores.items()] or [""]
+        split: [f"{name} {number(scores[name])}" for name in sorted(scores, key=lambda name: name != chosen)] or [""]
         for split, scores in metrics.items()
     }
     if tested:

@@ -46,6 +46,10 @@ class EncodedPairs:
         inputs = np.diff(self.offsets)
         return inputs if self.target_offsets is None else inputs + np.diff(self.target_offsets)
 
+    def targets_over(self, tokens: int) -> int:
+        """How many targets are of more tokens, the end-of-sequence token aside: more than so long an output can say."""
+        return 0 if self.target_offsets is None else int((np.diff(self.target_offsets) > tokens + 1).sum())
+
 
 def encode_generation(
     rows: Rows,

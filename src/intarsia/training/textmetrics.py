@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,8 @@ class TextMetrics:
         """bleu, chrf: 0 to 100, over the corpus, each row against all its references, of which rows may have
 
         different numbers. rouge_l, rouge_1, rouge_2: F measure without stemming, 0 to 1, of the best reference, mean
-        over the rows. exact_match: 0 to 1, share of outputs that equal one of their references, spacing around aside.
+        over the rows; words are runs of letters and digits of any script. exact_match: 0 to 1, share of outputs that
+        equal one of their references, spacing around aside.
         """
         from sacrebleu.metrics.bleu import BLEU
         from sacrebleu.metrics.chrf import CHRF
@@ -76,11 +78,20 @@ def legal_scores(
     }
 
 
+class _Words:
+    """ROUGE's words: rouge_score's own in ASCII text. It takes a-z and 0-9 alone for letters, so that an output in Greek or Hindi
+    would score 0 also where it is the reference, and "café" would be "caf"."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Lower-case runs of letters, their marks and digits."""
+        return "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text.lower()).split()
+
+
 def _rouge(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
     from rouge_score.rouge_scorer import RougeScorer
 
     names = {"rouge_l": "rougeL", "rouge_1": "rouge1", "rouge_2": "rouge2"}
-    scorer = RougeScorer(list(names.values()))
+    scorer = RougeScorer(list(names.values()), tokenizer=_Words())
     total = dict.fromkeys(names, 0.0)
     for text, row in zip(predictions, references, strict=True):
         against = [scorer.score(reference, text) for reference in row]

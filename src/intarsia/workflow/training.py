@@ -288,6 +288,9 @@ def _sources(settings: RunSettings, task: Task, backbone: Backbone, notes: list[
         if isinstance(made, GenerationSource):
             if cut := made.encoded.truncated_targets:
                 notes.append(f"{split}: {cut:,} of {count:,} targets cut to {task.data['target_length']} tokens")
+            new = task.data["generation"]["max_new_tokens"]
+            if split == "training" and (over := made.encoded.targets_over(new)):
+                notes.append(f"{split}: {over:,} of {count:,} targets are longer than generation.max_new_tokens, {new}")
         elif made.encoded.lost_words:
             notes.append(f"{split}: {made.encoded.lost_words:,} words without a token, left out of training and scores")
         return made
