@@ -1,4 +1,5 @@
-"""The examples run as a reader would run them: as programs, on a few rows, without a network."""
+"""The examples run as a reader would run them: as programs, on a few rows, without a network. What they save is read in a fresh
+process; most of them write it in this one, where nothing has to be imported anew."""
 
 import importlib.util
 import json
@@ -36,6 +37,21 @@ def mrpc(tmp_path: Path) -> tuple[Path, Path]:
     return files
 
 
+@pytest.fixture
+def run_here(tmp_path, monkeypatch, capsys):
+    """As `run`, in this process."""
+    monkeypatch.setenv("INTARSIA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        capsys.readouterr()
+        runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run
+
+
 def run(tmp_path: Path, script: str, *arguments: object) -> str:
     """What the script prints in a fresh process; its caches are the test's own."""
     caches = {"HF_DATASETS_CACHE": str(tmp_path / "datasets"), "INTARSIA_CACHE": str(tmp_path / "cache")}
@@ -50,11 +66,11 @@ def predicted(tmp_path: Path, folder: Path) -> str:
     return run(tmp_path, "adapter_mrpc.py", "--backbone", MINILM, "--predict", folder, "He left.", "He went away.")
 
 
-def test_the_classic_script_trains_saves_and_predicts_in_a_fresh_process(tmp_path, mrpc):
+def test_the_classic_script_trains_saves_and_predicts_in_a_fresh_process(tmp_path, mrpc, run_here):
     train, validation = mrpc
     out = tmp_path / "task"
     files = ("--train", train, "--validation", validation)
-    printed = run(tmp_path, "adapter_mrpc.py", "--backbone", MINILM, *files, "--out", out, "--rows", 20)
+    printed = run_here("adapter_mrpc.py", "--backbone", MINILM, *files, "--out", out, "--rows", 20)
 
     assert "text_classification_adapter: " in printed
     assert "scores of one forward pass: (2, 2)" in printed
@@ -105,13 +121,13 @@ def gpt2(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_prefix_script_trains_saves_and_writes_in_a_fresh_process(tmp_path, gpt2):
+def test_the_prefix_script_trains_saves_and_writes_in_a_fresh_process(tmp_path, gpt2, run_here):
     rows = [f'"name[The Eagle], area[riverside], familyFriendly[no]","The Eagle no {i}."' for i in range(12)]
     train = tmp_path / "train.csv"
     train.write_text("\n".join(["mr,ref", *rows, ""]), encoding="utf-8")
     out = tmp_path / "task"
     script = ("prefix_table_to_text.py", "--backbone", gpt2)
-    printed = run(tmp_path, *script, "--train", train, "--out", out, "--epochs", 3, "--rows", 10, "--lr", 0.01)
+    printed = run_here(*script, "--train", train, "--out", out, "--epochs", 3, "--rows", 10, "--lr", 0.01)
 
     assert (
         "10 rows, the first: ('name : The Eagle | area : riverside | family friendly : no', 'The Eagle no 0.')"
@@ -127,11 +143,11 @@ def test_the_prefix_script_trains_saves_and_writes_in_a_fresh_process(tmp_path, 
     assert run(tmp_path, *script, "--write", out, "name[The Eagle], area[riverside]").endswith("\n")
 
 
-def test_the_prompt_script_trains_two_tasks_that_answer_in_one_batch(tmp_path):
+def test_the_prompt_script_trains_two_tasks_that_answer_in_one_batch(tmp_path, run_here):
     lines = [f"{text} {i}\t{label}" for i in range(12) for text, label in (("a fine film", "good"), ("so dull", "bad"))]
     train = tmp_path / "train.tsv"
     train.write_text("\n".join(["sentence\tlabel", *lines, ""]), encoding="utf-8")
-    printed = run(tmp_path, "prompt_classification.py", "--train", train, "--out", tmp_path / "tasks", "--max-steps", 4)
+    printed = run_here("prompt_classification.py", "--train", train, "--out", tmp_path / "tasks", "--max-steps", 4)
 
     kept = dict(re.findall(r"(prompt|ptuning): accuracy [01]\.\d{4}, [\d,]+ trained, (\d+) kB kept", printed))
     assert kept.keys() == {"prompt", "ptuning"}

@@ -63,7 +63,7 @@ def test_attention_within_short_segments(lengths, heads, groups, width, causal, 
 
 
 @both
-@pytest.mark.parametrize(("tasks", "rows", "width"), [(1, 5, 64), (3, 40, 37), (2, 33, 96)])
+@pytest.mark.parametrize(("tasks", "rows", "width"), [(1, 5, 64), (3, 11, 37), (2, 13, 96)])
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_change_of_a_norm(tasks, rows, width, centre, bias, dtype, tol):
@@ -81,7 +81,7 @@ def test_the_change_of_a_norm(tasks, rows, width, centre, bias, dtype, tol):
 @pytest.mark.parametrize("tasks", [1, 3])
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_whole_norm_is_computed_at_once(tasks, bias, dtype, tol):
-    inputs = [numbers(*shape, dtype=dtype, seed=s) for s, shape in enumerate([(tasks, 33, 37), (tasks, 74)])]
+    inputs = [numbers(*shape, dtype=dtype, seed=s) for s, shape in enumerate([(tasks, 11, 37), (tasks, 74)])]
     own = [numbers(37, dtype=dtype, seed=s).detach() for s in (2, 3)]
     if not bias:
         own[1] = None
@@ -137,7 +137,7 @@ def test_adamw_steps_as_torchs(low, size):
 @both
 @pytest.mark.parametrize("activation", [name for name in KINDS if name not in ("swish", "gelu_pytorch_tanh")])
 @pytest.mark.parametrize(
-    ("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 70, 37, 5), (2, 130, 96, 48), (2, 70, 64, 16)]
+    ("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 20, 37, 5), (2, 37, 96, 48), (2, 33, 64, 16)]
 )
 def test_the_bottleneck_with_its_residual(tasks, rows, width, narrow, activation, dtype, tol):
     y = numbers(tasks, rows, width, dtype=dtype)
@@ -166,7 +166,7 @@ def close(made, expected, tol):
 
 
 @both
-@pytest.mark.parametrize(("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 70, 37, 5), (2, 130, 200, 48)])
+@pytest.mark.parametrize(("tasks", "rows", "width", "narrow"), [(1, 5, 64, 3), (3, 20, 37, 5), (2, 37, 200, 48)])
 def test_the_bottleneck_is_written_over_its_input(tasks, rows, width, narrow, dtype, tol):
     y = numbers(tasks, rows, width, dtype=dtype).detach()
     down, up = (
@@ -181,7 +181,7 @@ def test_the_bottleneck_is_written_over_its_input(tasks, rows, width, narrow, dt
 
 
 @both
-@pytest.mark.parametrize(("tasks", "rows", "width"), [(1, 5, 64), (3, 40, 37)])
+@pytest.mark.parametrize(("tasks", "rows", "width"), [(1, 5, 64), (3, 11, 37)])
 @pytest.mark.parametrize("centre", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
 def test_the_change_of_a_norm_is_written_over_its_output(tasks, rows, width, centre, bias, dtype, tol):
@@ -208,7 +208,7 @@ def test_every_activation_that_the_kernel_knows_is_one_of_the_library():
 @pytest.mark.parametrize("readers", [(0,), (1,), (0, 1)])
 def test_a_norm_adds_its_residual_and_the_gradients_of_its_readers(trained, bias, residual, readers, dtype, tol):
     tasks = 3 if trained else 1
-    inputs = [numbers(3, 33, 37, dtype=dtype, seed=s) for s in range(1 + residual)]
+    inputs = [numbers(3, 11, 37, dtype=dtype, seed=s) for s in range(1 + residual)]
     inputs += [numbers(tasks, 37, dtype=dtype, seed=s) for s in range(2, 2 + trained * (1 + bias))]
     own = [numbers(37, dtype=dtype, seed=s).detach() for s in (5, 6)[: 1 + bias]]
 
@@ -228,7 +228,7 @@ def test_a_norm_adds_its_residual_and_the_gradients_of_its_readers(trained, bias
     wide = doubles(inputs)
     expected = alone(wide)
     assert (made[0].double() - expected).norm() / expected.norm() < tol
-    weights = [numbers(3, 33, 37, dtype=dtype, seed=s).detach() for s in (7, 8)]
+    weights = [numbers(3, 11, 37, dtype=dtype, seed=s).detach() for s in (7, 8)]
     ours = torch.autograd.grad(sum((made[i] * weights[i]).sum() for i in readers), inputs)
     theirs = torch.autograd.grad(sum((expected * weights[i].double()).sum() for i in readers), wide)
     for own_grad, other in zip(ours, theirs, strict=True):
@@ -239,7 +239,7 @@ def test_a_norm_adds_its_residual_and_the_gradients_of_its_readers(trained, bias
 @both
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("rows", "width", "narrow"), [(5, 37, 3), (70, 200, 5), (130, 64, 48)])
+@pytest.mark.parametrize(("rows", "width", "narrow"), [(5, 37, 3), (20, 200, 5), (37, 64, 48)])
 @pytest.mark.parametrize("readers", [(0,), (1,), (0, 1)])
 def test_a_norm_computes_the_adapter_before_it_along(trained, bias, rows, width, narrow, readers, dtype, tol):
     if DEVICE == "cpu" and rows > 5 and readers != (0, 1):

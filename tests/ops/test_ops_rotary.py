@@ -22,7 +22,7 @@ def numbers(*shape, dtype, seed=0):
 
 @both
 @pytest.mark.parametrize(("heads", "groups", "width"), [(9, 3, 64), (4, 4, 16), (2, 1, 40), (5, 5, 6)])
-@pytest.mark.parametrize(("rows", "tokens", "angles"), [(1, 37, 1), (3, 5, 3), (2, 1, 1)])
+@pytest.mark.parametrize(("rows", "tokens", "angles"), [(1, 7, 1), (3, 5, 3), (2, 1, 1)])
 @pytest.mark.parametrize("dense", [True, False])
 def test_the_kernel_turns_and_turns_back(heads, groups, width, rows, tokens, angles, dense, dtype, tol):
     pytest.importorskip("triton")

@@ -1,6 +1,7 @@
 """Run by test_resume: trains in a child process, kills it with SIGKILL again and again, and resumes until it is done.
 
-Usage: kill_driver.py OUT OPTIMIZER SEED. Prints how many kills landed. Children are forked: each starts at once.
+Usage: kill_driver.py OUT OPTIMIZER... Prints how many kills landed in the run of each optimizer, whose folder OUT/OPTIMIZER is.
+Children are forked: each starts at once.
 """
 
 import os
@@ -33,12 +34,16 @@ def run(out: Path, optimizer: str, *, resume: bool) -> None:
 
 
 def main() -> None:
-    out, optimizer, seed = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
-    # So that no child spends its short life importing: the parent has done it all once.
-    with tempfile.TemporaryDirectory() as folder:
-        fit(*new(), TinySource(), validation(), settings(optimizer=optimizer), Path(folder))
-    moments = random.Random(seed)
+    for seed, optimizer in enumerate(sys.argv[2:]):
+        # So that no child spends its short life importing: the parent has done it all once.
+        with tempfile.TemporaryDirectory() as folder:
+            fit(*new(), TinySource(), validation(), settings(optimizer=optimizer), Path(folder))
+        print(killed(Path(sys.argv[1]) / optimizer, optimizer, random.Random(seed)))
+
+
+def killed(out: Path, optimizer: str, moments: random.Random) -> int:
+    """Trains to the end. How often that was killed."""
     kills, resume = 0, False
     while True:
         child = os.fork()
@@ -55,7 +60,7 @@ def main() -> None:
         resume = out.exists() and any(out.iterdir())
     # A child that failed rather than finished: once more, to show why.
     run(out, optimizer, resume=True)
-    print(kills)
+    return kills
 
 
 if __name__ == "__main__":

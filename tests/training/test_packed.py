@@ -61,22 +61,22 @@ def pairs(*, rows: int = 22, seed: int = 0) -> EncodedPairs:
     return EncodedPairs(False, *found, None, 0, 0)
 
 
-def source_of(head: Head, seed: int, *, types: bool = False):
+def source_of(head: Head, seed: int, *, rows: int = 5, types: bool = False):
     if head.kind == "generation":
-        return GenerationSource(pairs(seed=seed), 5, pad_id=0, seed=seed, arrangement="balanced")
-    return EncodedSource(encoded(head.kind, seed=seed, types=types), 5, pad_id=0, seed=seed, arrangement="balanced")
+        return GenerationSource(pairs(seed=seed), rows, pad_id=0, seed=seed, arrangement="balanced")
+    return EncodedSource(encoded(head.kind, seed=seed, types=types), rows, pad_id=0, seed=seed, arrangement="balanced")
 
 
-def pack(backbone, methods, heads, folder, *, types=False, **settings):
-    """Members with a data order of their own each, ready to be trained."""
+def pack(backbone, methods, heads, folder, *, rows=5, types=False, **settings):
+    """Members with a data order of their own each, ready to be trained.   rows: of a batch"""
     entries = []
     for index, (method, head) in enumerate(zip(methods, heads, strict=True)):
         task = stir(Task.new(f"t{index}", backbone, method, head, seed=index), seed=index).double()
-        chosen = TrainSettings(epochs=2, backbone_dropout=False, batch_size=5, seed=index, **settings)
+        chosen = TrainSettings(epochs=2, backbone_dropout=False, batch_size=rows, seed=index, **settings)
         entries.append(
             Entry(
                 task=task,
-                train=source_of(head, index, types=types),
+                train=source_of(head, index, rows=rows, types=types),
                 validation=None,
                 settings=chosen,
                 out=folder / task.name,

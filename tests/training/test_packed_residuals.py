@@ -32,8 +32,7 @@ METHODS = {
 @pytest.fixture
 def kernels(monkeypatch):
     """On any device, and without a graph, which would not come by what is counted here."""
-    for module in (residuals, fast):
-        monkeypatch.setattr(module, "fused", lambda x: x.dtype == torch.float32)
+    monkeypatch.setattr(fast, "fused", lambda x: x.dtype == torch.float32)
     monkeypatch.setattr(PackedStepper, "_capture", lambda _: None)
     monkeypatch.setattr(test_packed, "TOL", {"rtol": 1e-3, "atol": 1e-5})
     monkeypatch.setattr(test_packed, "stir", lambda task, seed: stirred(task, seed))
@@ -60,7 +59,7 @@ def test_the_gradients_are_those_of_padded_batches_alone(methods, sums, tmp_path
     chosen = METHODS[methods]
     made, make = [], Summed.made
     monkeypatch.setattr(Summed, "made", lambda self: made.append(self) or make(self))
-    check_gradients(backbone, chosen, [MEAN] * len(chosen), tmp_path)
+    check_gradients(backbone, chosen, [MEAN] * len(chosen), tmp_path, rows=2)
     packed = [made for made in sums if made[0]]
     if methods != "the backbone's own norms":
         assert packed
@@ -83,7 +82,7 @@ def test_adapters_are_computed_along_with_the_norms_behind_them(methods, kernels
     along, apply = [], AdaptedNorm.apply
     monkeypatch.setattr(AdaptedNorm, "apply", lambda *given: along.append(given) or apply(*given))
     backbone = Backbone.wrap(tiny.build("bert").to(DEVICE, torch.float32))
-    check_gradients(backbone, ALONG[methods], [MEAN] * 2, tmp_path)
+    check_gradients(backbone, ALONG[methods], [MEAN] * 2, tmp_path, rows=2)
     packed = 2 * len(backbone.base.encoder.layer) if methods in ("adapters", "adapters without norms") else 0
     assert sum(len(given[2]) == 2 for given in along) == packed
 
@@ -103,7 +102,7 @@ def test_the_blocks_compute_as_before_where_there_is_no_kernel(monkeypatch):
     block, call = backbone.left_to_norms[0]
     x, r = torch.randn(2, 3, block.dense.in_features), torch.randn(2, 3, block.dense.out_features)
     assert torch.equal(call(x, r), block(x, r))
-    monkeypatch.setattr(residuals, "fused", lambda _: True)
+    monkeypatch.setattr(residuals, "leaves_sums", lambda _: True)
     monkeypatch.setattr(fast, "fused", lambda _: False)
     assert torch.equal(call(x, r), block(x, r))
 

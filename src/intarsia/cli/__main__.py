@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Returns 0, 1 (a check failed), 2 (an error, said in one line on stderr) or 130 (Ctrl-C)."""
+    """Runs one command. Returns 0, 1 (a check failed), 2 (an error, said in one line on stderr), 130 (Ctrl-C) or 141 (`| head`)."""
     if argv is not None:
         return _run(argv)
     end_cleanly_in_imports()
@@ -49,9 +49,11 @@ def _run(argv: Sequence[str] | None) -> int:
     except TyperException as error:
         return _fail(_usage(error))
     except BrokenPipeError:
-        # Whoever read our output has left (`| head`). Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return _unread()
+    except SystemExit as stop:  # typer's way to say the same, with the status of a check that failed
+        if isinstance(stop.__context__, BrokenPipeError):
+            return _unread()
+        raise
     except OSError as error:
         return _fail(_system(error))
     except (MemoryError, RuntimeError) as error:
@@ -61,6 +63,12 @@ def _run(argv: Sequence[str] | None) -> int:
     if status == INTERRUPTED:  # typer turns Ctrl-C into this status without a word
         return _fail("interrupted", INTERRUPTED)
     return status if isinstance(status, int) else 0
+
+
+def _unread() -> int:
+    """Whoever read our output has left (`| head`). Python would complain again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
 
 
 def _fail(message: str, status: int = 2) -> int:
