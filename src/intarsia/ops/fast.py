@@ -58,7 +58,7 @@ def _twice(x: Tensor | Summed, own: Own, gain: Tensor | None, bias: Tensor | Non
     """The norm, for a residual connection as well."""
     parts = x.parts if isinstance(x, Summed) and len(x.parts) == 2 else (made(x),)
     first, *residual = parts
-    if not first.is_cuda:
+    if not fused(first):
         return readable_twice(*norms.summed_norm(made(first), made(residual[0]) if residual else None, own, gain, bias))
     from intarsia.ops.kernels.norms import SummedNorm
 

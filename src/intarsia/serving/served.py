@@ -14,9 +14,9 @@ from typing import Any, Literal
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
 from intarsia.errors import IntarsiaError, TaskError, UnsupportedError, is_out_of_memory
+from intarsia.memory import give_back
 from intarsia.rows import RowReader, Tokens
 from intarsia.serving.cards import Card, card_of
-from intarsia.serving.memory import give_back
 from intarsia.serving.requests import NoMemory, Unavailable, UnknownTask
 from intarsia.serving.versions import Version
 from intarsia.sites import Role

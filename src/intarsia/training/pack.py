@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from intarsia.errors import IntarsiaError
+from intarsia.memory import give_back, keep_freed
 from intarsia.training.interrupt import CtrlC, Stopped
 from intarsia.training.keeping import finish, save
 from intarsia.training.member import Member
@@ -59,6 +60,9 @@ def train(
         if ended is not None:
             ended(member, result)
 
+    on_cpu = any(member.device.type == "cpu" for member in active)
+    if on_cpu:
+        keep_freed()
     for member in active:
         member.report.start(member.total, member.state.step)
         member.mark = time.perf_counter()
@@ -86,6 +90,8 @@ def train(
             member.report.stop()
             member.task.eval()
             member.bank.backbone.train_mode(False)
+        if on_cpu:
+            give_back()
     return results
 
 

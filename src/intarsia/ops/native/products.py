@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from intarsia.ops.choice import amx
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.choice import amx
 from intarsia.ops.native.activations import ACTIVATIONS as KINDS
