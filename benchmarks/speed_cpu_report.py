@@ -23,8 +23,8 @@ against the fastest peer of any method with its defaults, and with any other set
 `best` has a learning rate that suits the method and a warm-up, too; `defaults` has Trainer's 5e-5. 68.4 on dev is what a constant
 answer gets.
 
-`floor`: the products with the trunk's matrices alone, forward and backward to the input, at 848 tokens, as nn.Linear has them.
-`pack`: so many adapters of one task at once, beside one alone. `reuse`: adapters in these layers only (head: none), the second
+{turns}`floor`: the products with the trunk's matrices alone, forward and backward to the input, at 848 tokens, as nn.Linear has
+them. `pack`: so many adapters of one task at once, beside one alone. `reuse`: adapters in these layers only (head: none), the second
 epoch over the same 640 rows.
 
 {notes}
@@ -47,25 +47,25 @@ of adapters' own. The two rounds of LoRA differ by a fifth, of a kind that proce
 """,
     "speed_cpu_amx": """\
 The goals were set on two processors with AMX: 4.5 x the peers' defaults and 2.5 x their best settings. These are two of a host's,
-three times at once, and each gives either the whole of a core's AMX or half of it, since neighbours (other machines of the same
-host, and these three) share the cores. `host`: calls on several hosts, the second busy throughout. `fastest 20 steps` tells what
-was disturbed least, for all contenders alike. By these the first goal is met by all six on the first host (4.7 to 5.8) and by
-LoRA and adapters with first-token heads on the second (4.7 and 4.6; the others 3.7 to 3.9). The second goal was missed on both, by
-LoRA with 2.45 and 2.34 just so, by the others with 1.9 to 2.35. Then products that narrow came to use both processors (below), and
-the fifth call had nothing beside it: there LoRA has 2.71 times the peers' best, 2.58 in its best whole run against their best, but
-1.9 in the middle of its three runs; adapters 2.01. So it is met by LoRA on undisturbed cores, and by nothing else.
+and each gives either the whole of a core's AMX or half of it, or less, since neighbours (other machines of the same host) share the
+cores. `fastest 20 steps` tells what was disturbed least, for all contenders alike.
 
-In the middle of whole runs it is 3.4 to 4.7 and 1.6 to 2.2 times on the first host, 3.1 to 4 and 1.75 to 2.2 times on the second.
-The third and the fourth call were beside other measurements: 1.5 to 1.9 times by the fastest 20 steps, 1.7 to 2.3 in the middle.
+In turn, on a host where no turn of ours was above 8,735 tokens/s (20 steps on host 5 had 12,076), LoRA and adapters have 1.9 times
+the fastest peer's best (an adapter in every layer, by adapters; 2.2 times peft's LoRA) and 3.9 to 4.2 times peft's defaults: both
+goals are missed there.
 
-What came for AMX: frozen products take oneDNN's own layout of the weights, which a plain product in bf16 makes again at each call,
-and write the bias with the result; queries, keys and values have one product each way (`ops/frozen.py`). A shape that has not
-been met costs more with it, so batches there are padded to one of eight widths between two powers of two (at most an eighth more).
-Where outputs are no more than inputs, and rows about as many, oneDNN's usual layout leaves one of two threads idle; such products
-have the layout that it likes for one row. LoRA's sum is within its product. Attention was two products and a
-softmax in all of these runs; its kernel came after (attention_cpu has it alone). Memory: two more copies of the
-linear layers' weights, 42 MB here, and half as much more where batches are now middling and now not; one where nobody trains
-through them; a trunk for which two were over a tenth of the machine's memory has none. `floor` has plain products.
+One after the other, of older code: by the fastest 20 steps the first goal is met by all six on host 1 (4.7 to 5.8) and by LoRA and
+adapters with first-token heads on host 2 (4.7 and 4.6; the others 3.7 to 3.9). The second was missed on both, by LoRA with 2.45 and
+2.34 just so, by the others with 1.9 to 2.35; host 5 had nothing beside it, and there LoRA has 2.71 times the peers' best, 2.58 in
+its best whole run against their best, but 1.9 in the middle of its three runs; adapters 2.01. In the middle of whole runs it is 3.4
+to 4.7 and 1.6 to 2.2 times on host 1, 3.1 to 4 and 1.75 to 2.2 times on host 2. Hosts 3 and 4 had other measurements beside these:
+1.5 to 1.9 times by the fastest 20 steps, 1.7 to 2.3 in the middle.
+
+What came for AMX: of the rows of older code frozen products in oneDNN's own layout of the weights, one for queries, keys and values
+each way, and LoRA's sum within its product; of the rows in turn kernels in C (`ops/native`) for attention, frozen products,
+adapters and LoRA, norms behind residual sums, and activations, which hand each core the same rows. Memory: two more copies of the
+linear layers' weights, 42 MB here, one where nobody trains through them; a trunk for which two were over a tenth of the machine's
+memory has none. `floor` has plain products.
 
 Packs and reuse: the middle of five runs on three hosts, older code among them; what one run differs from another is more than what
 packs do.
@@ -75,6 +75,14 @@ peft's prefixes at their defaults do, too, so choose means for these.
 """,
 }
 """What is said of a page's measurements."""
+TURNS = {
+    "speed_cpu_amx": """\
+`in turn`: all are there at once on the same two processors, the least disturbed of a host's, and each takes four steps after the
+other, in cycles: what neighbours disturb they disturb for all. `x best`, `x defaults`: the middle over the cycles, and the
+quarters, of its rate beside the fastest peer's in the same cycle. Of commit f54479d; all other rows are of older code.
+
+"""
+}
 HOW = {
     "speed_cpu": "24 timed steps after 6",
     "speed_cpu_amx": (
@@ -94,6 +102,8 @@ def read(paths: Sequence[Path]) -> tuple[dict[str, list[dict[str, Any]]], list[d
         row = json.loads(line)
         if "about" in row:
             facts.append(row["about"])
+        elif "turns" in row:
+            continue  # of `turned`
         elif "failed" not in row:
             jobs.setdefault(row["job"], []).append(row)
     return jobs, facts
@@ -179,6 +189,43 @@ def against_first(jobs: dict[str, list[dict[str, Any]]], kind: str, column: str,
     ]
 
 
+def turned(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Contenders that took turns on the same processors: of each turn its rate beside the fastest peer's in the same cycle. That is
+    the peer whose turns are the fastest in their middle."""
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    rows = [row for row in rows if "turns" in row]
+    peers = [row for row in rows if not row["job"].startswith("ours:")]
+    found = []
+    for row in rows:
+        who, method, settings = row["job"].split(":")
+        of: dict[str, Any] = {}
+        for key, wanted in (("x best", False), ("x defaults", True)):
+            others = [peer for peer in peers if peer["job"].endswith(":defaults") == wanted]
+            if who != "ours" or not others:
+                continue
+            fastest = max(others, key=lambda peer: statistics.median(peer["turns"]))
+            each = sorted(own / its for own, its in zip(row["turns"], fastest["turns"], strict=True))
+            low, middle, high = statistics.quantiles(each, n=4)
+            of |= {key: round(middle, 2), f"{key}, quarters": f"{low:.2f} to {high:.2f}"}
+        found.append(
+            {
+                "job": "in turn",
+                "host": row["host"],
+                "who": "intarsia" if who == "ours" else who,
+                "method": METHODS.get(method, method),
+                "settings": settings,
+                "tokens/s": round(statistics.median(row["turns"])),
+                "slowest": round(min(row["turns"])),
+                "fastest": round(max(row["turns"])),
+                "ms a step": row["ms_per_step"],
+                "peak MiB": row["peak_mib"],
+                "cycles": len(row["turns"]),
+                **of,
+            }
+        )
+    return found
+
+
 def _hosts(jobs: dict[str, list[dict[str, Any]]]) -> list[tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]]:
     """The jobs of each host, whose contenders are compared with each other only; and what its rows say of it. Runs of one host
     do not say which."""
@@ -199,13 +246,14 @@ def report(paths: Sequence[Path], name: str) -> None:
     commands = " && ".join(dict.fromkeys(about["command"] for about in here))
     gpus = sorted({gpu for about in facts if about not in here for gpu in about["hardware"]["gpus"]})
     rows = [
+        *turned(paths),
         *(row for own, more in _hosts(jobs) for row in contenders(own, more)),
         *(row | more for own, more in _hosts(jobs) for row in against_first(own, "floor", "dtype", "float32")),
         *against_first(jobs, "pack", "members", "1"),
         *against_first(jobs, "reuse", "modules in", "all"),
     ]
     measured = f"measured on {', '.join(gpus)}, since they do not depend on the device" if gpus else "not measured yet"
-    text = TEXT.format(how=HOW[name], quality=measured, notes=NOTES[name])
+    text = TEXT.format(how=HOW[name], quality=measured, turns=TURNS.get(name, ""), notes=NOTES[name])
     write_results(
         name,
         "Training speed on a CPU",
