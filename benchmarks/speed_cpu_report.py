@@ -24,8 +24,8 @@ against the fastest peer of any method with its defaults, and with any other set
 answer gets.
 
 {turns}`floor`: the products with the trunk's matrices alone, forward and backward to the input, at 848 tokens, as nn.Linear has
-them. `pack`: so many adapters of one task at once, beside one alone. `reuse`: adapters in these layers only (head: none), the second
-epoch over the same 640 rows.
+them. `pack`: so many adapters of one task at once, beside one alone. `reuse`: adapters in these layers only (head: none), the
+second epoch over the same 640 rows.
 
 {notes}
 """

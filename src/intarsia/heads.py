@@ -186,8 +186,7 @@ class Reader:
     def forward(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """states: (B, T, D), mask: (B, T) or None. Returns fp32 scores (B, C); (B, T, C) for token classification."""
         scores = ops.linear(self.read(states, mask, pooler), self.weight, self.bias)
-        # Autocast's bf16 has no steps for numbers such as years.
-        return self.head.in_units(scores.to(self.weight.dtype))
+        return self.head.in_units(scores.to(self.weight.dtype))  # autocast's bf16 has no steps for years
 
     def read(self, states: Tensor, mask: Tensor | None, pooler: nn.Module | None = None) -> Tensor:
         """What the scores are made from: (B, D); (B, T, D) for token classification."""
