@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from intarsia import Backbone, BottleneckAdapter, Head, LoRA, Task, TaskBank
-from intarsia.ops.native import activations, bottleneck, norms, products
+from intarsia.ops.native import activations, bottleneck, compiled, norms, products
 
 pytestmark = pytest.mark.skipif(
     not all(one.LIBRARY.there() for one in (activations, bottleneck, norms, products)),
@@ -23,8 +23,9 @@ def trained(method, dtype, *, taken, monkeypatch, checkpointing=False):
     """Loss and gradients of one step over MiniLM, and the kernels that were called."""
     calls = []
     with monkeypatch.context() as patch:
-        for one in (activations, bottleneck, norms, products):
+        for one in (compiled, products):
             patch.setattr(one, "amx", lambda: taken)
+        for one in (activations, bottleneck, norms, products):
             right = one.LIBRARY.run
             patch.setattr(one.LIBRARY, "run", lambda name, *more, right=right: calls.append(name) or right(name, *more))
         backbone = Backbone.load("embedded:minilm", dtype=dtype, device="cpu")

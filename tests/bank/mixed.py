@@ -3,7 +3,8 @@
 import tiny
 from intarsia.bank import TaskBank
 from intarsia.heads import Head
-from methods.every import new_task, usable, wrap
+from intarsia.task import Task
+from methods.every import HEAD, METHODS, PROMPTED, new_task, stir, usable, wrap
 
 TEXT = tuple(f for f in tiny.FAMILIES if f != "vit")
 
@@ -42,3 +43,9 @@ def real(tensor, batch, index):
     if mask is None or tensor.dim() != 2 or "decoder_input_ids" in batch or tensor.shape[0] != mask.shape[1]:
         return tensor
     return tensor[mask[index].bool()]
+
+
+def held(*methods, family="bert"):
+    """A bank with a task of each method."""
+    backbone = wrap(family)
+    return TaskBank(backbone, [stir(Task.new(m, backbone, {**METHODS, **PROMPTED}[m], HEAD)).eval() for m in methods])

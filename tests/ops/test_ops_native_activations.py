@@ -5,6 +5,7 @@ import torch
 
 from intarsia.ops import ACTIVATIONS, activated
 from intarsia.ops.native import activations as native
+from intarsia.ops.native import compiled
 
 there = pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 
@@ -38,9 +39,9 @@ def test_numbers_may_lie_anyhow():
 @there
 def test_it_is_for_what_trains_where_products_are_quick(monkeypatch):
     x = torch.randn(3, 5).bfloat16().requires_grad_()
-    monkeypatch.setattr(native, "amx", lambda: False)
+    monkeypatch.setattr(compiled, "amx", lambda: False)
     assert not native.takes(x, "gelu")
-    monkeypatch.setattr(native, "amx", lambda: True)
+    monkeypatch.setattr(compiled, "amx", lambda: True)
     assert native.takes(x, "gelu")
     assert torch.equal(activated(x, "gelu"), native.activation(x, "gelu"))
     assert not native.takes(x.float(), "gelu")

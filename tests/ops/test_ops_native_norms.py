@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from intarsia import ops
 from intarsia.ops import Own, Summed
+from intarsia.ops.native import compiled
 from intarsia.ops.native import norms as native
 
 there = pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
@@ -97,7 +98,7 @@ def test_what_is_no_number_is_not_hidden():
 
 @pytest.fixture
 def as_with_amx(monkeypatch):
-    monkeypatch.setattr(native, "amx", lambda: True)
+    monkeypatch.setattr(compiled, "amx", lambda: True)
 
 
 @there

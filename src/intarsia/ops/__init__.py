@@ -4,7 +4,7 @@ from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.adamw import Rates, adamw
 from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_, add_vectors_, offsets_from, whole_norms
 from intarsia.ops.attention import product_attention
-from intarsia.ops.choice import amx, fused
+from intarsia.ops.choice import fused
 from intarsia.ops.dropout import keyed_dropout
 from intarsia.ops.fast import (
     activated,
@@ -51,7 +51,6 @@ __all__ = [
     "add_norms_",
     "add_vectors_",
     "again",
-    "amx",
     "bottleneck",
     "by_row",
     "frozen_linear",

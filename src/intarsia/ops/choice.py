@@ -1,8 +1,7 @@
-"""Whether a kernel of our own computes on these numbers, and what this processor can do."""
+"""Whether a kernel of our own computes on these numbers."""
 
 from __future__ import annotations
 
-from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -20,9 +19,3 @@ _TRITON = find_spec("triton") is not None
 def fused(x: Tensor | Late) -> bool:
     """On a GPU where Triton is installed, in the dtypes that the kernels know."""
     return _TRITON and x.is_cuda and x.dtype in _DTYPES
-
-
-@cache
-def amx() -> bool:
-    """Whether this processor has AMX, which multiplies matrices in bf16."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))

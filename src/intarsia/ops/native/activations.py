@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 from torch.nn import functional as F
 
-from intarsia.ops.choice import amx
-from intarsia.ops.native.compiled import Library, watched
+from intarsia.ops.native.compiled import Library, in_training
 
 ACTIVATIONS = {"gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3}
 """Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""
@@ -26,10 +25,8 @@ class _Shape(ctypes.Structure):
 
 
 def takes(x: Tensor, name: str) -> bool:
-    """Whether the kernel is there, and for these: in training, where products are quick enough for it to matter (`amx`)."""
-    if not amx() or x.dtype != torch.bfloat16 or x.device.type != "cpu" or name not in ACTIVATIONS:
-        return False
-    return x.requires_grad and torch.is_grad_enabled() and not watched() and LIBRARY.there()
+    """Whether the kernel is there, and for these: in training."""
+    return in_training(x) and x.requires_grad and name in ACTIVATIONS and LIBRARY.there()
 
 
 def activation(x: Tensor, name: str) -> Tensor:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from intarsia.ops.choice import amx
-from intarsia.ops.native.compiled import Library, watched
+from intarsia.ops.native.compiled import Library, alike, in_training
 
 ACTIVATIONS = {
     "relu": 0,
@@ -43,14 +42,7 @@ class _Shape(ctypes.Structure):
 
 def takes(y: Tensor, x: Tensor, down: object, up: object, non_linearity: str) -> bool:
     """Whether the kernel is there, and for these: one task's weights in float32, in training. Without AMX torch is quicker."""
-    if (
-        not amx()
-        or x.dtype != torch.bfloat16
-        or x.device.type != "cpu"
-        or not torch.is_grad_enabled()
-        or watched()
-        or x.numel() == 0
-    ):
+    if not in_training(x):
         return False
     if not (isinstance(down, Tensor) and isinstance(up, Tensor) and down.dtype == up.dtype == torch.float32):
         return False
@@ -149,8 +141,7 @@ def _agrees() -> bool:
     found, wanted = (
         [first, *torch.autograd.grad(first, rest, grad.to(first.dtype))] for first, rest in ((out, own), (same, wide))
     )
-    pairs = zip(found, wanted, strict=True)
-    return all(bool((one - other).abs().max() < 0.02 * other.abs().max()) for one, other in pairs)
+    return alike(found, wanted)
 
 
 LIBRARY = Library("bottleneck", _agrees)

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache
@@ -38,6 +38,25 @@ def watched() -> bool:
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return True
     return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
+
+
+@cache
+def amx() -> bool:
+    """Whether this processor has AMX, which multiplies matrices in bf16."""
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def in_training(x: Tensor) -> bool:
+    """Whether x is what kernels for training are for: bfloat16 on a CPU with AMX, where all that is not a product takes most of the
+    time, while gradients are on."""
+    ours = x.dtype == torch.bfloat16 and x.device.type == "cpu" and x.numel() > 0
+    return ours and amx() and torch.is_grad_enabled() and not watched()
+
+
+def alike(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> bool:
+    """Whether results in bfloat16 are those in float64, within some roundings of the largest."""
+    pairs = zip(found, wanted, strict=True)
+    return all(bool((one - other).abs().max() < 0.02 * other.abs().max()) for one, other in pairs)
 
 
 class Library:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from intarsia.ops.choice import amx
-from intarsia.ops.native.compiled import Library, watched
+from intarsia.ops.native.compiled import Library, alike, in_training
 from intarsia.ops.reference import Own
 
 FULL = 32
@@ -33,18 +32,8 @@ class _Shape(ctypes.Structure):
 
 
 def takes(x: Tensor, own: Own | None = None, gain: Tensor | None = None) -> bool:
-    """Whether the kernel is there, and for these: in training, one task. It is for where the sums before norms are left to them,
-    which is done where products are quick (`amx`)."""
-    if (
-        not amx()
-        or x.dtype != torch.bfloat16
-        or x.device.type != "cpu"
-        or not torch.is_grad_enabled()
-        or watched()
-        or x.numel() == 0
-    ):
-        return False
-    if x.shape[-1] % FULL:
+    """Whether the kernel is there, and for these: in training, one task."""
+    if not in_training(x) or x.shape[-1] % FULL:
         return False
     if own is not None and any(t is not None and (t.dtype != x.dtype or t.requires_grad) for t in (own.gain, own.bias)):
         return False
@@ -121,8 +110,7 @@ def _agrees() -> bool:
     same = whole * (own.gain.double() + wide[2]) + own.bias.double() + wide[3]  # type: ignore[union-attr]
     found = [out[0], *torch.autograd.grad(out, (x, residual, gain, bias), [one.detach() for one in grads])]
     wanted = [same, *torch.autograd.grad(same, wide, grads[0].detach().double() + grads[1].detach())]
-    pairs = zip(found, wanted, strict=True)
-    return all(bool((one - other).abs().max() < 0.02 * other.abs().max()) for one, other in pairs)
+    return alike(found, wanted)
 
 
 LIBRARY = Library("norms", _agrees)
