@@ -38,13 +38,13 @@ INLINE void backward(int kind, long count, const bf16 *grad, const bf16 *x, bf16
 }
 
 /* A loop for each kind: choosing within it would take as long as it does. */
-#define EACH(call)                                                                                                                       \
-    switch (z->kind) {                                                                                                                   \
-    case GELU: call(GELU); break;                                                                                                        \
-    case GELU_NEW: call(GELU_NEW); break;                                                                                                \
-    case SILU: call(SILU); break;                                                                                                        \
-    default: return 2;                                                                                                                   \
-    }                                                                                                                                    \
+#define EACH(call) \
+    switch (z->kind) { \
+    case GELU: call(GELU); break; \
+    case GELU_NEW: call(GELU_NEW); break; \
+    case SILU: call(SILU); break; \
+    default: return 2; \
+    } \
     return 0;
 
 int activation_forward(const shape *z, const bf16 *x, bf16 *out) {

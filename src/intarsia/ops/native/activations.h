@@ -28,7 +28,8 @@ INLINE vec activated(int kind, vec z, vec *slope) {
     case GELU: /* the normal distribution by Abramowitz and Stegun 7.1.26, whose exponential is its density, too */
         fade = power(z * z * (-0.5f * LOG2E));
         inner = 1 / (1 + 0.23164190f * size_of(z));
-        share = inner * (inner * (inner * (inner * (inner * 1.061405429f - 1.453152027f) + 1.421413741f) - 0.284496736f) + 0.254829592f);
+        share = (inner * (inner * 1.061405429f - 1.453152027f) + 1.421413741f) * inner;
+        share = inner * (inner * (share - 0.284496736f) + 0.254829592f);
         share *= 0.5f * fade;
         share = either(z < 0, share, 1 - share);
         if (slope) *slope = share + z * fade * 0.3989422804f;

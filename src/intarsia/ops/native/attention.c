@@ -16,7 +16,9 @@ typedef struct {
     float scale;
 } shape;
 
-INLINE const bf16 *head_of(const bf16 *x, const long *stride, long row, long head) { return x + row * stride[0] + head * stride[1]; }
+INLINE const bf16 *head_of(const bf16 *x, const long *stride, long row, long head) {
+    return x + row * stride[0] + head * stride[1];
+}
 
 /* What a query's scores are at most. A query that sees nothing has equal ones. */
 INLINE void limits(float *to, const uint8_t *mask, long step, long keys, long across) {

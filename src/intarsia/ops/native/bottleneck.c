@@ -61,7 +61,8 @@ INLINE const bf16 *block_of(const bf16 *x, long stride, bf16 *room, long t, long
     return room;
 }
 
-/* out: (rows, writes), may be y. kept: (rows, padded(width)), down x + down_bias, or 0. Biases may be 0.   0: done; 1: no memory. */
+/* out: (rows, writes), may be y. kept: (rows, padded(width)), down x + down_bias, or 0. Biases may be 0.   0: done; 1: no
+ * memory. */
 int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float *down, const float *down_bias, const float *up,
                        const float *up_bias, bf16 *out, bf16 *kept) {
     const long M = padded(z->width), R = z->reads, W = z->writes;
@@ -95,8 +96,10 @@ int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float
             if (kept) memcpy(kept + t * M, d->inner, n * M * sizeof(bf16));
             product(0, d->wide, W, d->hidden, M, d->for_up, W, high, W, M);
             for (long i = 0; i < n; i++)
-                for (long j = 0; j < W; j += LANES)
-                    store(out + (t + i) * W + j, load(y + (t + i) * z->stride + j) + z->scale * (AT(d->wide + i * W + j) + AT(d->up_bias + j)));
+                for (long j = 0; j < W; j += LANES) {
+                    const vec change = AT(d->wide + i * W + j) + AT(d->up_bias + j);
+                    store(out + (t + i) * W + j, load(y + (t + i) * z->stride + j) + z->scale * change);
+                }
         }
         leave(&before);
     }
@@ -106,8 +109,8 @@ int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float
 
 /* What belongs to grad, (rows, writes): the gradients of x (grad added to it where `same`: x was y) and of the weights; those of
  * the biases may be 0, and so may dx. kept: what forward left. */
-int bottleneck_backward(const shape *z, int same, const bf16 *grad, const bf16 *x, const bf16 *kept, const float *down, const float *up,
-                        bf16 *dx, float *ddown, float *ddown_bias, float *dup, float *dup_bias) {
+int bottleneck_backward(const shape *z, int same, const bf16 *grad, const bf16 *x, const bf16 *kept, const float *down,
+                        const float *up, bf16 *dx, float *ddown, float *ddown_bias, float *dup, float *dup_bias) {
     const long M = padded(z->width), R = z->reads, W = z->writes;
     desk first;
     const long size = furnish(&first, z, 0);
@@ -170,11 +173,11 @@ int bottleneck_backward(const shape *z, int same, const bf16 *grad, const bf16 *
         /* Of thread 0 the first part, and so on: in their order, so that the sums are the same each time. */
         const long across = size / sizeof(float);
         furnish(d, z, memory);
-#define TOTAL(what, index)                                                                                                               \
-    ({                                                                                                                                   \
-        float sum = 0;                                                                                                                   \
-        for (int k = 0; k < threads; k++) sum += d->what[k * across + (index)];                                                        \
-        sum;                                                                                                                             \
+#define TOTAL(what, index) \
+    ({ \
+        float sum = 0; \
+        for (int k = 0; k < threads; k++) sum += d->what[k * across + (index)]; \
+        sum; \
     })
 #pragma omp for schedule(static) nowait
         for (long m = 0; m < z->width; m++) {

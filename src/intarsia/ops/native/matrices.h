@@ -197,8 +197,8 @@ INLINE void block(int add, float *c, long ldc, const bf16 *a, long lda, const ui
 int ready(void) { return tiles_ready(); }
 
 /* c (m, n) = or += a (m, k) b (k / 2, n); all multiples of 32. */
-static __attribute__((noinline, unused)) void product(int add, float *c, long ldc, const bf16 *a, long lda, const uint32_t *b, long ldb,
-                                                      long m, long n, long k) {
+static __attribute__((noinline, unused)) void product(int add, float *c, long ldc, const bf16 *a, long lda, const uint32_t *b,
+                                                      long ldb, long m, long n, long k) {
     __asm__ volatile("" ::: "memory"); /* compilers do not know that tiles are read from memory */
     for (long i = 0; i < m; i += 32)
         for (long j = 0; j < n; j += 32) block(add, c + i * ldc + j, ldc, a + i * lda, lda, b + j, ldb, k);

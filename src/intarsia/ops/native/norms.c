@@ -1,5 +1,5 @@
-/* Norms in bfloat16 on a CPU with the residual sum before them, forward and backward; norms.py beside this file calls it, compiled.py
- * has it compiled.
+/* Norms in bfloat16 on a CPU with the residual sum before them, forward and backward; norms.py beside this file calls it,
+ * compiled.py has it compiled.
  *
  * A row is summed, normed and written while it is in the cache; backward adds up the gradients of two readers while it reads them.
  * All between is float32.
@@ -66,13 +66,14 @@ int norm_forward(const shape *z, const bf16 *x, const bf16 *residual, const bf16
 
 /* The gradient of x (and of residual) from those of out's readers; again: the second one's, or 0. dgain, dbias: the sums, or 0.
  * room: 5 width numbers for each thread. */
-int norm_backward(const shape *z, const bf16 *grad, const bf16 *again, const bf16 *summed, const bf16 *frozen_gain, const float *gain,
-                  bf16 *dx, float *dgain, float *dbias, float *room) {
+int norm_backward(const shape *z, const bf16 *grad, const bf16 *again, const bf16 *summed, const bf16 *frozen_gain,
+                  const float *gain, bf16 *dx, float *dgain, float *dbias, float *room) {
     const long W = z->width;
 #pragma omp parallel
     {
         const int threads = omp_get_num_threads();
-        float *to = room + 5 * W * omp_get_thread_num(), *own = to + W, *gains = own + W, *of_gain = gains + W, *of_bias = of_gain + W;
+        float *to = room + 5 * W * omp_get_thread_num(), *own = to + W, *gains = own + W;
+        float *of_gain = gains + W, *of_bias = of_gain + W;
         memset(of_gain, 0, 2 * W * sizeof(float));
         for (long j = 0; j < W; j += LANES) AT(gains + j) = both(frozen_gain, gain, j);
 #pragma omp for schedule(static)

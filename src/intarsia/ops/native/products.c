@@ -68,7 +68,8 @@ INLINE void sums(pending *x, pending *before, const bf16 *rows, long stride, con
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        for (const long end = ahead + share; ahead < end && ahead < x->rows; ahead++) __builtin_prefetch(x->out + ahead * x->stride, 1);
+        for (const long end = ahead + share; ahead < end && ahead < x->rows; ahead++)
+            __builtin_prefetch(x->out + ahead * x->stride, 1);
         finish(before, share);
     }
     _tile_stored(0, x->sums, 4 * 32);
