@@ -24,7 +24,7 @@ def encoded_of(lengths: list[int]) -> Encoded:
     size=st.integers(1, 9),
     seed=st.none() | st.integers(0, 2**32),
     epoch=st.integers(0, 9),
-    arrangement=st.sampled_from(["like", "rounded", "balanced", "shuffled"]),
+    arrangement=st.sampled_from(["like", "balanced", "shuffled"]),
 )
 @settings(max_examples=100, deadline=None)
 def test_every_row_comes_exactly_once(lengths, size, seed, epoch, arrangement):
@@ -147,25 +147,3 @@ def test_bad_sizes_and_sides_are_refused():
         batches(encoded, 0, seed=0)
     with pytest.raises(ConfigError, match="padding_side must be right or left"):
         EncodedSource(encoded, 1, pad_id=0, padding_side="middle")  # pyright: ignore[reportArgumentType]
-
-
-@given(lengths=st.lists(st.integers(1, 200), min_size=1, max_size=20))
-@settings(max_examples=100, deadline=None)
-def test_rounded_batches_are_a_little_wider_and_otherwise_the_same(lengths):
-    encoded = encoded_of(lengths)
-    like, rounded = (EncodedSource(encoded, 8, pad_id=0, seed=1, arrangement=how) for how in ("like", "rounded"))
-    for key, same in zip(rounded.plan(), like.plan(), strict=True):
-        (batch, _), (exact, _) = rounded.load(key), like.load(same)
-        longest = exact["input_ids"].shape[1]
-        width = batch["input_ids"].shape[1]
-        assert longest <= width <= longest * 9 / 8
-        for name, tensor in batch.items():
-            assert tensor[:, :longest].equal(exact[name])
-            assert not tensor[:, longest:].any()
-
-
-def test_rounded_widths_are_few():
-    source = EncodedSource(encoded_of(list(range(1, 513))), 1, pad_id=0, seed=1, arrangement="rounded")
-    widths = {source.load(key)[0]["input_ids"].shape[1] for key in source.plan()}
-    assert {width for width in widths if 64 < width <= 128} == {72, 80, 88, 96, 104, 112, 120, 128}
-    assert len(widths) <= 8 + 8 * 6

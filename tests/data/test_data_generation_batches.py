@@ -190,24 +190,3 @@ def test_the_cache_gives_the_same_and_knows_the_references(byte_level, tmp_path,
     assert again.targets is not None
     assert (again.ids.tolist(), again.targets.tolist()) == (first.ids.tolist(), first.targets.tolist())
     assert again.references == PAIRS.labels
-
-
-@pytest.mark.parametrize("encoder_decoder", [False, True])
-def test_rounded_batches_are_a_little_wider_on_both_sides(byte_level, closing, encoder_decoder):
-    odd = "" if encoder_decoder else "s"
-    rows = Rows([("the cast " * n + odd, "plot") for n in (6, 2)], [["good film " * 2], ["a very bad one"]])
-    encoded = encoded_of(closing if encoder_decoder else byte_level, rows, encoder_decoder=encoder_decoder)
-    start = {"decoder_start_token_id": 0} if encoder_decoder else {}
-    like, rounded = (GenerationSource(encoded, 2, pad_id=0, arrangement=how, **start) for how in ("like", "rounded"))
-    (key,) = like.plan()
-    (exact, learnt), (batch, labels) = like.load(key), rounded.load(key)
-    assert learnt is not None
-    assert labels is not None
-    assert batch["input_ids"].shape[1] > exact["input_ids"].shape[1]
-    assert labels.shape == batch["decoder_input_ids" if encoder_decoder else "input_ids"].shape
-    for name, tensor in batch.items():
-        longest = exact[name].shape[1]
-        assert tensor[:, :longest].equal(exact[name])
-        assert not tensor[:, longest:].any()
-    assert labels[:, : learnt.shape[1]].equal(learnt)
-    assert (labels[:, learnt.shape[1] :] == -100).all()

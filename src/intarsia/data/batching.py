@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Side = Literal["right", "left"]
-Arrangement = Literal["like", "rounded", "balanced", "shuffled"]
-"""Which rows share a batch: of like length (little padding); the same, padded to one of few widths (where each new shape costs
-more than some padding); of lengths that add up to nearly the same in every batch (packed rows, which have no padding, in one
-shape); or any."""
+Arrangement = Literal["like", "balanced", "shuffled"]
+"""Which rows share a batch: of like length (little padding); of lengths that add up to nearly the same in every batch (packed
+rows, which have no padding, in one shape); or any."""
 CHUNK_BATCHES = 50  # batches sorted together: little padding, and still other neighbours each epoch
 
 
@@ -45,7 +44,7 @@ def batches(
 ) -> list[np.ndarray]:
     """Row indices of each batch; every row once; a function of (seed, epoch) alone.
 
-    like, rounded: shuffle, sort by length within chunks of 50 batches, shuffle the batches. balanced: rows of like length are
+    like: shuffle, sort by length within chunks of 50 batches, shuffle the batches. balanced: rows of like length are
     dealt to the batches, the shorter ones to those that have more tokens. shuffled: a plain shuffle. seed None, for evaluation:
     all rows in order of length.
     """
@@ -93,10 +92,8 @@ def collate(
     indices: np.ndarray | Sequence[int],
     pad_id: int,
     padding_side: Side = "right",
-    *,
-    rounded: bool = False,
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """({input_ids, attention_mask[, token_type_ids]: (B, T) int64}, labels), T the longest of these rows, or as `pad` rounds it.
+    """({input_ids, attention_mask[, token_type_ids]: (B, T) int64}, labels), T the longest of these rows.
 
     Padding has id pad_id, mask 0, type 0, label -100. Labels: (B,) int64 | (B, C) float32 multi-label | (B,) float32
     regression | (B, T) int64 token-classification | None.
@@ -106,9 +103,9 @@ def collate(
     indices = np.asarray(indices)
 
     def padded(flat: np.ndarray, fill: int) -> Tensor:
-        return pad(rows_of(flat, encoded.offsets, indices), fill, padding_side, rounded=rounded)[0]
+        return pad(rows_of(flat, encoded.offsets, indices), fill, padding_side)[0]
 
-    ids, mask = pad(rows_of(encoded.ids, encoded.offsets, indices), pad_id, padding_side, rounded=rounded)
+    ids, mask = pad(rows_of(encoded.ids, encoded.offsets, indices), pad_id, padding_side)
     batch = {"input_ids": ids, "attention_mask": mask}
     if encoded.type_ids is not None:
         batch["token_type_ids"] = padded(encoded.type_ids, 0)
@@ -124,18 +121,12 @@ def rows_of(flat: np.ndarray, offsets: np.ndarray, indices: np.ndarray) -> list[
     return [flat[start:stop] for start, stop in zip(offsets[indices], offsets[indices + 1], strict=True)]
 
 
-def pad(rows: Sequence[np.ndarray], fill: int, side: Side = "right", *, rounded: bool = False) -> tuple[Tensor, Tensor]:
-    """Rows side by side, (B, T) int64, and their mask, (B, T) int64: 1 where the row is, 0 where `fill` stands.
-
-    rounded: T is one of eight widths between two powers of two, so that a few shapes serve all; at most an eighth more.
-    """
+def pad(rows: Sequence[np.ndarray], fill: int, side: Side = "right") -> tuple[Tensor, Tensor]:
+    """Rows side by side, (B, T) int64, and their mask, (B, T) int64: 1 where the row is, 0 where `fill` stands."""
     import torch
 
     lengths = np.array([len(row) for row in rows], np.int64)
     width = int(lengths.max(initial=0))
-    if rounded:
-        step = max(1, 1 << width.bit_length() >> 4)
-        width = -(-width // step) * step
     places = np.arange(width)
     real = places < lengths[:, None] if side == "right" else places >= width - lengths[:, None]
     out = np.full(real.shape, fill, np.int64)
@@ -174,7 +165,7 @@ class EncodedSource:
 
     def load(self, key: np.ndarray) -> tuple[dict[str, Tensor], Tensor | None]:
         """(batch, labels) on the CPU, as `collate` makes them."""
-        return collate(self.encoded, key, self.pad_id, self.padding_side, rounded=self.arrangement == "rounded")
+        return collate(self.encoded, key, self.pad_id, self.padding_side)
 
     def flat(self, key: np.ndarray) -> Flat:
         """The same rows without padding."""
@@ -237,26 +228,21 @@ class GenerationSource:
         inputs, targets = self._inputs(key), self._targets(key)
         if targets is None:
             return self.prompts(key), None
-        rounded = self.arrangement == "rounded"
         if not self.encoded.encoder_decoder:
-            ids, mask = pad(
-                [np.concatenate(pair) for pair in zip(inputs, targets, strict=True)], self.pad_id, rounded=rounded
-            )
+            ids, mask = pad([np.concatenate(pair) for pair in zip(inputs, targets, strict=True)], self.pad_id)
             silent = [np.full(len(row), IGNORED) for row in inputs]
-            labels, _ = pad(
-                [np.concatenate(pair) for pair in zip(silent, targets, strict=True)], IGNORED, rounded=rounded
-            )
+            labels, _ = pad([np.concatenate(pair) for pair in zip(silent, targets, strict=True)], IGNORED)
             return {"input_ids": ids, "attention_mask": mask}, labels
-        ids, mask = pad(inputs, self.pad_id, rounded=rounded)
+        ids, mask = pad(inputs, self.pad_id)
         start = np.array([self.decoder_start_token_id])
-        before, decoded = pad([np.concatenate([start, row[:-1]]) for row in targets], self.pad_id, rounded=rounded)
+        before, decoded = pad([np.concatenate([start, row[:-1]]) for row in targets], self.pad_id)
         batch = {
             "input_ids": ids,
             "attention_mask": mask,
             "decoder_input_ids": before,
             "decoder_attention_mask": decoded,
         }
-        return batch, pad(targets, IGNORED, rounded=rounded)[0]
+        return batch, pad(targets, IGNORED)[0]
 
     def flat(self, key: np.ndarray) -> Flat:
         """A decoder's rows without padding: each input with its target behind it. DataError without targets."""

@@ -65,9 +65,9 @@ class TrainSettings(BaseModel):
     target_length: Annotated[int, Field(ge=2, strict=True)] | None = None
     """generation: longest target, in tokens, its end-of-sequence token included. None: that of the longest legal output, or
     128 and at most half of max_length."""
-    batches: Literal["auto", "like", "rounded", "balanced", "shuffled"] = "auto"
-    """Which rows share a batch: of like length (less padding), the same with few widths, of lengths that add up to the same in each
-    (packed rows, in one shape), or any. auto: balanced on a GPU, like on a CPU."""
+    batches: Literal["auto", "like", "balanced", "shuffled"] = "auto"
+    """Which rows share a batch: of like length (less padding), of lengths that add up to the same in each (packed rows, in one
+    shape), or any. auto: balanced on a GPU, like on a CPU."""
 
     def head_share(self, *, alone: bool) -> float:
         """The head's learning rate as a share of the others'. alone: whether there are no others."""
