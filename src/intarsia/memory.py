@@ -21,8 +21,8 @@ def give_back() -> None:
 def keep_freed() -> None:
     """From now on steps of training on a CPU find the memory of the steps before them.
 
-    Batches differ in length, and glibc gives back what is free at the end of its heap when it has grown: thousands of pages a step
-    that the system clears anew. A user's own settings for malloc stay.
+    Batches differ in length, and glibc gives back what is free at the end of its heap when it has grown: pages that
+    the system clears anew for the next step. A user's own settings for malloc stay.
     """
     asked = os.environ.get("GLIBC_TUNABLES", "") + " ".join(name for name in os.environ if name.startswith("MALLOC_"))
     if _set is not None and "malloc" not in asked.lower():

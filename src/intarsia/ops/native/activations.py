@@ -1,7 +1,6 @@
 """The activations of feed-forwards in bfloat16 on a CPU by a kernel of our own, while something trains.
 
-torch computes GELU's slope by an error function and an exponential; they share one here. The one by tanh takes torch four
-times as long.
+torch computes GELU's slope by an error function and an exponential; they share one here.
 """
 
 import ctypes

@@ -1,7 +1,7 @@
 """Norms in bfloat16 on a CPU by a kernel of our own, with the residual sum before them, while something trains.
 
-In torch a sum, the norm of it, and the sum of the gradients of its two readers are passes of their own over the states, and torch's
-norms in bf16 read and write slower than memory does.
+In torch a sum, the norm of it, and the sum of the gradients of its two readers are passes of their own over the
+states.
 
 ... leading axes, W width.
 """
