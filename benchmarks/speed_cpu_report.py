@@ -79,7 +79,8 @@ TURNS = {
     "speed_cpu_amx": """\
 `in turn`: all are there at once on the same two processors, the least disturbed of a host's, and each takes four steps after the
 other, in cycles: what neighbours disturb they disturb for all. `x best`, `x defaults`: the middle over the cycles, and the
-quarters, of its rate beside the fastest peer's in the same cycle. Of commit f54479d; all other rows are of older code.
+quarters, of its rate beside the fastest peer's in the same cycle; of the defaults peft's LoRA alone was there. Of commit f54479d;
+all other rows are of older code.
 
 """
 }

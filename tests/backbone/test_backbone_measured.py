@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers as tf
-from test_backbone_inspection import _ENCODER, model_of
 
+from backbone.unknown import ENCODER, model_of
 from intarsia.backbone import Backbone
 from intarsia.errors import UnsupportedError
 from intarsia.methods import PromptTuning, PTuning
@@ -21,7 +21,7 @@ def test_prompts_are_refused_where_input_embeddings_stand_for_the_whole_embeddin
 
 
 def test_a_language_model_that_calls_itself_its_base_is_taken_by_the_model_in_it():
-    config = tf.Llama4TextConfig(**{**_ENCODER, "head_dim": 8, "num_key_value_heads": 2, "num_local_experts": 2})
+    config = tf.Llama4TextConfig(**{**ENCODER, "head_dim": 8, "num_key_value_heads": 2, "num_local_experts": 2})
     backbone = Backbone.wrap(tf.Llama4ForCausalLM(config).eval())
     assert backbone.base is backbone.model.model
     assert backbone.language_head is backbone.model.lm_head
@@ -31,7 +31,7 @@ def test_a_model_whose_attention_is_beside_another_block_is_refused():
     # What enters the stream beside attention is no part of a feed-forward, though both are silent when it is.
     config = tf.FalconH1Config(
         **{
-            **_ENCODER,
+            **ENCODER,
             "num_key_value_heads": 2,
             "mamba_d_ssm": 64,
             "mamba_n_heads": 8,
@@ -54,13 +54,13 @@ def test_layers_whose_tokens_are_not_beside_one_another_are_refused():
 
 
 def test_a_model_in_training_mode_is_inspected_without_its_dropout():
-    config = tf.BertGenerationConfig(**_ENCODER, is_decoder=True, bos_token_id=1, eos_token_id=2)
+    config = tf.BertGenerationConfig(**ENCODER, is_decoder=True, bos_token_id=1, eos_token_id=2)
     assert Backbone.wrap(tf.BertGenerationEncoder(config)).kind == "decoder"
 
 
 def test_the_one_stack_of_a_model_may_have_any_name():
     # A causal model whose path says "encoder": what lies behind its layers is its own all the same.
-    config = tf.BertGenerationConfig(**_ENCODER, is_decoder=True, bos_token_id=1, eos_token_id=2)
+    config = tf.BertGenerationConfig(**ENCODER, is_decoder=True, bos_token_id=1, eos_token_id=2)
     model = tf.BertGenerationEncoder(config).eval()
     model.encoder.end = torch.nn.LayerNorm(32)
     backbone = Backbone.wrap(model)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 import transformers as tf
-from test_backbone_inspection import _ENCODER
 
+from backbone.unknown import ENCODER
 from intarsia.backbone import Backbone
 from intarsia.backbone.packed import Segments, packed
 from intarsia.bank import TaskBank
@@ -16,7 +16,7 @@ from intarsia.sites import Role
 from intarsia.task import Task
 from methods.every import stir
 
-_DECODER = {**_ENCODER, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
+_DECODER = {**ENCODER, "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2}
 _BART = {
     "vocab_size": 97, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
     "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 64,
@@ -137,7 +137,7 @@ def test_states_other_than_keys_and_values_are_neither_packed_nor_batched_contin
 @pytest.mark.parametrize(
     ("name", "fields", "side"),
     [
-        ("ConvBertModel", {**_ENCODER, "embedding_size": 16}, "right"),
+        ("ConvBertModel", {**ENCODER, "embedding_size": 16}, "right"),
         (
             "RecurrentGemmaForCausalLM",
             {**_DECODER, "num_hidden_layers": 3, "lru_width": 32, "attention_window_size": 8, "head_dim": 8},

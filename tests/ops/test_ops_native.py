@@ -15,6 +15,7 @@ from intarsia import ops
 from intarsia.ops.frozen import side_by_side
 from intarsia.ops.native import attention as native
 from ops.masks import masked
+from ops.wrong_code import is_refused
 
 there = pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 SIZES = {
@@ -244,13 +245,7 @@ def test_machine_code_that_computes_something_else_is_not_used(monkeypatch, capl
         right(name, *more[:-1], None if name == "attention_backward" else more[-1])
 
     for wrong in (swapped, forgetful):
-        with monkeypatch.context() as patch:
-            patch.setattr(native.LIBRARY, "run", wrong)
-            patch.setattr(native.LIBRARY, "_trusted", None)
-            caplog.clear()
-            assert not native.LIBRARY.there()
-            assert "attention.c as compiled here computes something else" in caplog.text
-    assert native.LIBRARY.there()
+        is_refused(native.LIBRARY, wrong, monkeypatch, caplog)
 
 
 @there

@@ -54,6 +54,14 @@ static long furnish(desk *x, const shape *z, char *at) {
     return at - begin;
 }
 
+/* Both matrices, the narrow side filled up with zeros. */
+INLINE void round_weights(desk *d, const shape *z, const float *down, const float *up) {
+    const long M = padded(z->width);
+    round_rows(d->down, z->reads, down, z->width, z->reads);
+    memset(d->down + z->width * z->reads, 0, (M - z->width) * z->reads * sizeof(bf16));
+    round_rows(d->up, M, up, z->writes, z->width);
+}
+
 /* n rows from t on as (padded(n), width), the last of them zeros: where they are, or brought to `room`. */
 INLINE const bf16 *block_of(const bf16 *x, long stride, bf16 *room, long t, long n, long width) {
     if (n == padded(n) && stride == width) return x + t * width;
@@ -76,11 +84,9 @@ int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float
         tiles before;
         furnish(d, z, memory + size * omp_get_thread_num());
         memset(d->down_bias, 0, M * sizeof(float)), memset(d->up_bias, 0, W * sizeof(float));
-        memset(d->down + z->width * R, 0, (M - z->width) * R * sizeof(bf16));
         if (down_bias) memcpy(d->down_bias, down_bias, z->width * sizeof(float));
         if (up_bias) memcpy(d->up_bias, up_bias, W * sizeof(float));
-        round_rows(d->down, R, down, z->width, R);
-        round_rows(d->up, M, up, W, z->width);
+        round_weights(d, z, down, up);
         turn(d->for_down, d->down, M, R / 2);
         turn(d->for_up, d->up, W, M / 2);
         enter(&before);
@@ -123,9 +129,7 @@ int bottleneck_backward(const shape *z, int same, const bf16 *grad, const bf16 *
         tiles before;
         furnish(d, z, memory + size * omp_get_thread_num());
         memset(d->of_down, 0, (M * R + M * W + M + W) * sizeof(float));
-        memset(d->down + z->width * R, 0, (M - z->width) * R * sizeof(bf16));
-        round_rows(d->down, R, down, z->width, R);
-        round_rows(d->up, M, up, W, z->width);
+        round_weights(d, z, down, up);
         pair(d->for_down, d->down, M, R);
         pair(d->for_up, d->up, W, M);
         enter(&before);
