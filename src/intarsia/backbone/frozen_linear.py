@@ -37,6 +37,7 @@ class FrozenLinear:
         self.calls: list[Call] = [(module, _Call(self, index)) for index, module in enumerate(modules)]
         self._weights = [module.weight for module in modules]
         self._biases = [module.bias for module in modules]
+        self._tensors = [*self._weights, *(bias for bias in self._biases if bias is not None)]
         self._kind = self._weights[0].dtype, self._weights[0].device
         self._sizes = [module.out_features for module in modules]
         self._whole: Tensor | Panels | None = None
@@ -67,16 +68,14 @@ class FrozenLinear:
         return found
 
     def _outputs(self, x: Tensor) -> tuple[Tensor, ...]:
-        if not self._made_of or any(
-            tensor.data_ptr() != numbers.data_ptr() or (self.panels and tensor._version != version)
-            for tensor, (numbers, version) in zip(self._tensors(), self._made_of, strict=True)
-        ):
+        if not self._made_of:
             self._read()
+        for tensor, (numbers, version) in zip(self._tensors, self._made_of, strict=True):
+            if tensor.data_ptr() != numbers.data_ptr() or (self.panels and tensor._version != version):
+                self._read()
+                break
         assert self._whole is not None
         return frozen_linear(x, self._whole, self._bias, self._sizes)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self._weights, *(bias for bias in self._biases if bias is not None)]
 
     def _read(self) -> None:
         # A server's first pass is in inference mode, and what is made in it could never be trained through.
@@ -93,7 +92,7 @@ class FrozenLinear:
                     biases, () if self._bias is None else self._bias.split(self._sizes), strict=True
                 ):
                     tensor.data = rows
-            self._made_of = [(tensor.detach(), tensor._version) for tensor in self._tensors()]
+            self._made_of = [(tensor.detach(), tensor._version) for tensor in self._tensors]
 
 
 def _one(tensors: Sequence[Tensor]) -> Tensor:

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from intarsia.ops.native import attention as native
+from intarsia.ops.once import once_differentiable
 
 MANY = 16
 """Queries from which on our kernel is quicker than torch's: fewer do not fill a vector's lanes."""

@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from intarsia.ops.native.activations import bent_from
 from intarsia.ops.native.products import Panels
+from intarsia.ops.once import once_differentiable
 
 
 def frozen_linear(x: Tensor, weight: Tensor | Panels, bias: Tensor | None, sizes: Sequence[int]) -> tuple[Tensor, ...]:

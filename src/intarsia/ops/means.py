@@ -4,8 +4,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.nn import functional as F
+
+from intarsia.ops.once import once_differentiable
 
 
 def row_means(states: Tensor, owner: Tensor, rows: int, dtype: torch.dtype) -> Tensor:

@@ -11,11 +11,12 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
 from intarsia.ops.kernels.bottleneck_backward import gradients
 from intarsia.ops.kernels.narrow import adapted, dense, inner_of, options, tile_of
 from intarsia.ops.kernels.norms import launch_backward
+from intarsia.ops.once import once_differentiable
 
 
 @triton.jit

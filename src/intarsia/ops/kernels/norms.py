@@ -13,9 +13,10 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
 from intarsia.ops.kernels.sums import add_up
+from intarsia.ops.once import once_differentiable
 
 _PROGRAMS = 528
 """About how many share the rows where there are sums over them (four for each of an H100's multiprocessors)."""

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from intarsia.ops.native.compiled import Library, in_training
+from intarsia.ops.once import once_differentiable
 
 ACTIVATIONS = {"gelu": 1, "gelu_new": 2, "gelu_pytorch_tanh": 2, "silu": 3, "swish": 3}
 """Those that the kernel knows, by the names of `ops.ACTIVATIONS`."""

@@ -1,8 +1,10 @@
 /* Attention in bfloat16 on a CPU, forward and backward; attention.py beside this file calls it, compiled.py has it compiled.
  *
- * One thread computes whole heads, so nothing depends on the number of threads. Queries and keys are filled up with zeros to
+ * One thread computes whole heads, so nothing depends on the threads. Queries and keys are filled up with zeros to
  * multiples of 32.
  */
+#include <omp.h>
+
 #include "matrices.h"
 
 #define BLOCK 64 /* queries at a time */
@@ -19,6 +21,16 @@ typedef struct {
 INLINE const bf16 *head_of(const bf16 *x, const long *stride, long row, long head) {
     return x + row * stride[0] + head * stride[1];
 }
+
+/* Loops over few keys stay in registers, where the compiler knows how many. */
+#define FOR_WIDTH(call) \
+    switch (across) { \
+    case 32: call(32); break; \
+    case 64: call(64); break; \
+    case 96: call(96); break; \
+    case 128: call(128); break; \
+    default: call(across); \
+    }
 
 /* What a query's scores are at most. A query that sees nothing has equal ones. */
 INLINE void limits(float *to, const uint8_t *mask, long step, long keys, long across) {
@@ -38,6 +50,14 @@ INLINE void softmax(bf16 *to, float *s, float *kept, int first, float scale, con
     for (long j = 0; j < across; j += LANES) sum += AT(s + j) = power(AT(s + j) - kept[0]);
     if (first) kept[1] = 1 / total(sum);
     for (long j = 0; j < across; j += LANES) store(to + j, AT(s + j) *= kept[1]);
+}
+
+/* A query's probabilities and the gradients of them -> those of its products with the keys. */
+INLINE void of_scores(bf16 *to, const float *seen, const float *flow, float scale, long across) {
+    vec sum = all(0);
+    for (long j = 0; j < across; j += LANES) sum += AT(seen + j) * AT(flow + j);
+    sum = all(total(sum));
+    for (long j = 0; j < across; j += LANES) store(to + j, AT(seen + j) * (AT(flow + j) - sum) * scale);
 }
 
 /* What one thread works with for one head. */
@@ -66,17 +86,19 @@ static int furnished(desk *x, long across, long D, int backward) {
 }
 
 /* The probabilities of n queries from t on, in x->scores and x->seen; the rows up to a multiple of 32 are zeros in the latter. */
-INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, float *kept, int first, long row, long head, long t,
-                 long n, long across) {
+INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, float *kept, int first, long row, long head,
+                 const bf16 *ahead, long t, long n, long across) {
     const long high = padded(n);
-    gather(x->asked, head_of(q, z->q, row, head) + t * z->q[2], z->q[2], n, z->width);
+    gather(x->asked, head_of(q, z->q, row, head) + t * z->q[2], z->q[2], n, z->width, ahead + t * z->q[2]);
     product(0, x->scores, across, x->asked, z->width, x->turned_keys, across, high, across, z->width);
     for (long i = 0; i < n; i++) {
         if (z->mask[2] || t + i == 0) {
             const uint8_t *shown = mask ? mask + row * z->mask[0] + head * z->mask[1] + (t + i) * z->mask[2] : 0;
             limits(x->limit, shown, z->mask[3], z->keys, across);
         }
-        softmax(x->seen + i * across, x->scores + i * across, kept + 2 * i, first, z->scale, x->limit, across);
+#define CALL(across) softmax(x->seen + i * across, x->scores + i * across, kept + 2 * i, first, z->scale, x->limit, across)
+        FOR_WIDTH(CALL)
+#undef CALL
     }
     memset(x->scores + n * across, 0, (high - n) * across * sizeof(float));
     memset(x->seen + n * across, 0, (high - n) * across * sizeof(bf16));
@@ -86,24 +108,28 @@ INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, fl
  * 0: done; 1: no memory. */
 int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *v, const uint8_t *mask, bf16 *out, float *kept) {
     const long S = z->keys, D = z->width, across = padded(S);
-    int failed = 0;
+    const long threads = omp_get_max_threads();
+    part *parts = parted(z->rows * z->heads, threads, 0);
+    int failed = !parts;
+    if (failed) return failed;
 #pragma omp parallel reduction(| : failed)
     {
+        worker own = {.at = omp_get_thread_num()};
         desk x = {};
         tiles before;
         failed = !furnished(&x, across, D, 0);
         enter(&before);
-#pragma omp for nowait
-        for (long at = 0; at < z->rows * z->heads; at++) {
-            if (failed) continue;
+        for (long at; !failed && (at = taken(parts, threads, &own)) >= 0;) {
             const long row = at / z->heads, head = at % z->heads;
-            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
+            const long then = at + 1 < z->rows * z->heads ? at + 1 : at, below = then / z->heads, beside = then % z->heads;
+            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D, head_of(k, z->k, below, beside));
             turn(x.turned_keys, x.some, across, D / 2);
-            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
+            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D, head_of(v, z->v, below, beside));
             pair(x.values, x.some, across, D);
             for (long t = 0; t < z->queries; t += BLOCK) {
                 const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK;
-                look(&x, z, q, mask, kept ? kept + 2 * (at * z->queries + t) : x.kept, 1, row, head, t, n, across);
+                look(&x, z, q, mask, kept ? kept + 2 * (at * z->queries + t) : x.kept, 1, row, head, head_of(q, z->q, below, beside),
+                     t, n, across);
                 product(0, x.narrow, D, x.seen, across, x.values, D, padded(n), D, across);
                 narrow(out + row * z->o[0] + head * z->o[1] + t * z->o[2], z->o[2], x.narrow, n, D);
             }
@@ -111,6 +137,7 @@ int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *
         leave(&before);
         free(x.memory);
     }
+    free(parts);
     return failed;
 }
 
@@ -119,34 +146,36 @@ int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *
 int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf16 *k, const bf16 *v, const uint8_t *mask,
                        float *kept, const bf16 *grad, bf16 *dq, bf16 *dk, bf16 *dv) {
     const long S = z->keys, D = z->width, across = padded(S);
-    int failed = 0;
+    const long threads = omp_get_max_threads();
+    part *parts = parted(z->rows * z->heads, threads, 0);
+    int failed = !parts;
+    if (failed) return failed;
 #pragma omp parallel reduction(| : failed)
     {
+        worker own = {.at = omp_get_thread_num()};
         desk x = {};
         tiles before;
         failed = !furnished(&x, across, D, 1);
         enter(&before);
-#pragma omp for nowait
-        for (long at = 0; at < z->rows * z->heads; at++) {
-            if (failed) continue;
+        for (long at; !failed && (at = taken(parts, threads, &own)) >= 0;) {
             const long row = at / z->heads, head = at % z->heads;
-            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D);
+            const long then = at + 1 < z->rows * z->heads ? at + 1 : at, below = then / z->heads, beside = then % z->heads;
+            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D, head_of(v, z->v, below, beside));
             turn(x.values, x.some, across, D / 2);
-            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D);
+            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D, head_of(k, z->k, below, beside));
             turn(x.turned_keys, x.some, across, D / 2);
             pair(x.keys, x.some, across, D);
             for (long t = 0; t < z->queries; t += BLOCK) {
                 const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK, high = padded(n);
-                look(&x, z, q, mask, kept + 2 * (at * z->queries + t), 0, row, head, t, n, across);
-                gather(x.given, head_of(grad, z->o, row, head) + t * z->o[2], z->o[2], n, D);
+                look(&x, z, q, mask, kept + 2 * (at * z->queries + t), 0, row, head, head_of(q, z->q, below, beside), t, n,
+                     across);
+                gather(x.given, head_of(grad, z->o, row, head) + t * z->o[2], z->o[2], n, D,
+                       head_of(grad, z->o, below, beside) + t * z->o[2]);
                 product(0, x.flow, across, x.given, D, x.values, across, high, across, D);
                 for (long i = 0; i < high; i++) {
-                    const float *own = x.scores + i * across, *flow = x.flow + i * across;
-                    vec sum = all(0);
-                    for (long j = 0; j < across; j += LANES) sum += AT(own + j) * AT(flow + j);
-                    sum = all(total(sum));
-                    for (long j = 0; j < across; j += LANES)
-                        store(x.inner + i * across + j, AT(own + j) * (AT(flow + j) - sum) * z->scale);
+#define CALL(across) of_scores(x.inner + i * across, x.scores + i * across, x.flow + i * across, z->scale, across)
+                    FOR_WIDTH(CALL)
+#undef CALL
                 }
                 if (dq) {
                     product(0, x.narrow, D, x.inner, across, x.keys, D, high, D, across);
@@ -171,5 +200,6 @@ int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf1
         leave(&before);
         free(x.memory);
     }
+    free(parts);
     return failed;
 }

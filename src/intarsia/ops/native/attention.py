@@ -11,23 +11,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 from torch.nn import functional as F
 
 from intarsia.ops.native.compiled import Library, alike, watched
+from intarsia.ops.once import once_differentiable
 
 FULL = 32
 """What heads' widths are multiples of: a row of AMX's registers."""
-_LONG = ctypes.c_long
 
 
 class _Shape(ctypes.Structure):
     """As `shape` in attention.c."""
 
     _fields_ = (
-        *((name, _LONG) for name in ("rows", "heads", "queries", "keys", "width")),
-        *((name, _LONG * 3) for name in "qkvo"),
-        ("mask", _LONG * 4),
+        *((name, ctypes.c_long) for name in ("rows", "heads", "queries", "keys", "width")),
+        *((f"{name}{axis}", ctypes.c_long) for name in "qkvo" for axis in range(3)),
+        *((f"mask{axis}", ctypes.c_long) for axis in range(4)),
         ("scale", ctypes.c_float),
     )
 
@@ -118,8 +118,8 @@ def _shape(q: Tensor, k: Tensor, v: Tensor, out: Tensor, mask: Tensor | None, sc
     rows, heads, queries, width = q.shape
     keys = k.shape[2]
     seen = (0, 0, 0, 0) if mask is None else mask.expand(rows, heads, queries, keys).stride()
-    strides = ((_LONG * 3)(*x.stride()[:3]) for x in (q, k, v, out))
-    return _Shape(rows, heads, queries, keys, width, *strides, (_LONG * 4)(*seen), scale)
+    strides = *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *out.stride()[:3]
+    return _Shape(rows, heads, queries, keys, width, *strides, *seen, scale)
 
 
 LIBRARY = Library("attention", _agrees)

@@ -17,6 +17,7 @@ typedef struct {
     long stride;                     /* from row to row of y and of its gradient, which may be columns of something wider */
     int kind;
     float scale;
+    int same; /* whether x is y, so that its gradient has y's in it */
 } shape;
 
 /* (rows, columns) float32 -> (rows, across) bfloat16, the last columns zeros. */
@@ -65,7 +66,7 @@ INLINE void round_weights(desk *d, const shape *z, const float *down, const floa
 /* n rows from t on as (padded(n), width), the last of them zeros: where they are, or brought to `room`. */
 INLINE const bf16 *block_of(const bf16 *x, long stride, bf16 *room, long t, long n, long width) {
     if (n == padded(n) && stride == width) return x + t * width;
-    gather(room, x + t * stride, stride, n, width);
+    gather(room, x + t * stride, stride, n, width, x + t * stride);
     return room;
 }
 
@@ -75,14 +76,15 @@ int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float
                        const float *up_bias, bf16 *out, bf16 *kept) {
     const long M = padded(z->width), R = z->reads, W = z->writes;
     desk first;
-    const long size = furnish(&first, z, 0);
-    char *memory = aligned_alloc(64, size * omp_get_max_threads());
-    if (!memory) return 1;
+    const long size = furnish(&first, z, 0), threads = omp_get_max_threads();
+    part *parts = parted((z->rows + BLOCK - 1) / BLOCK, threads, size * threads);
+    if (!parts) return 1;
 #pragma omp parallel
     {
+        worker mine = {.at = omp_get_thread_num()};
         desk own, *d = &own;
         tiles before;
-        furnish(d, z, memory + size * omp_get_thread_num());
+        furnish(d, z, (char *)(parts + threads) + size * omp_get_thread_num());
         memset(d->down_bias, 0, M * sizeof(float)), memset(d->up_bias, 0, W * sizeof(float));
         if (down_bias) memcpy(d->down_bias, down_bias, z->width * sizeof(float));
         if (up_bias) memcpy(d->up_bias, up_bias, W * sizeof(float));
@@ -90,9 +92,8 @@ int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float
         turn(d->for_down, d->down, M, R / 2);
         turn(d->for_up, d->up, W, M / 2);
         enter(&before);
-#pragma omp for schedule(static) nowait
-        for (long t = 0; t < z->rows; t += BLOCK) {
-            const long n = z->rows - t < BLOCK ? z->rows - t : BLOCK, high = padded(n);
+        for (long at; (at = taken(parts, threads, &mine)) >= 0;) {
+            const long t = at * BLOCK, n = z->rows - t < BLOCK ? z->rows - t : BLOCK, high = padded(n);
             product(0, d->narrow, M, block_of(x, R, d->rows, t, n, R), R, d->for_down, M, high, M, R);
             for (long i = 0; i < high; i++)
                 for (long j = 0; j < M; j += LANES) {
@@ -109,13 +110,13 @@ int bottleneck_forward(const shape *z, const bf16 *y, const bf16 *x, const float
         }
         leave(&before);
     }
-    free(memory);
+    free(parts);
     return 0;
 }
 
-/* What belongs to grad, (rows, writes): the gradients of x (grad added to it where `same`: x was y) and of the weights; those of
- * the biases may be 0, and so may dx. kept: what forward left. */
-int bottleneck_backward(const shape *z, int same, const bf16 *grad, const bf16 *x, const bf16 *kept, const float *down,
+/* What belongs to grad, (rows, writes): the gradients of x and of the weights; those of the biases may be 0, and so may
+ * dx. kept: what forward left. */
+int bottleneck_backward(const shape *z, const bf16 *grad, const bf16 *x, const bf16 *kept, const float *down,
                         const float *up, bf16 *dx, float *ddown, float *ddown_bias, float *dup, float *dup_bias) {
     const long M = padded(z->width), R = z->reads, W = z->writes;
     desk first;
@@ -170,7 +171,7 @@ int bottleneck_backward(const shape *z, int same, const bf16 *grad, const bf16 *
             for (long i = 0; i < n; i++)
                 for (long j = 0; j < R; j += LANES) {
                     vec sum = AT(d->wide + i * R + j);
-                    store(dx + (t + i) * R + j, same ? sum + load(g + i * W + j) : sum);
+                    store(dx + (t + i) * R + j, z->same ? sum + load(g + i * W + j) : sum);
                 }
         }
         leave(&before);

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
 from intarsia.ops.native.compiled import Library, alike, in_training
+from intarsia.ops.once import once_differentiable
 
 ACTIVATIONS = {
     "relu": 0,
@@ -37,6 +38,7 @@ class _Shape(ctypes.Structure):
         *((name, ctypes.c_long) for name in ("rows", "reads", "writes", "width", "stride")),
         ("kind", ctypes.c_int),
         ("scale", ctypes.c_float),
+        ("same", ctypes.c_int),
     )
 
 
@@ -91,7 +93,7 @@ class _Bottleneck(Function):
         rows, width = x.numel() // x.shape[-1], down.shape[1]
         ctx.sizes = rows, x.shape[-1], y.shape[-1], width
         kept, out = x.new_empty(rows, -(-width // FULL) * FULL), x.new_empty(y.shape)
-        shape = _Shape(*ctx.sizes, stride, kind, scale)
+        shape = _Shape(*ctx.sizes, stride, kind, scale, same)
         LIBRARY.run("bottleneck_forward", shape, y, x, down, _dense(down_bias), up, _dense(up_bias), out, kept)
         ctx.save_for_backward(x, kept, down, up)
         ctx.same, ctx.kind, ctx.scale, ctx.biases = same, kind, scale, (down_bias is not None, up_bias is not None)
@@ -108,18 +110,19 @@ class _Bottleneck(Function):
             one.new_empty(1, one.shape[1]) if there else None for one, there in zip((down, up), ctx.biases, strict=True)
         )
         found = dx, ddown, ddown_bias, dup, dup_bias
-        shape = _Shape(*ctx.sizes, stride, ctx.kind, ctx.scale)
-        LIBRARY.run("bottleneck_backward", shape, int(ctx.same), grad, x, kept, down, up, *found)
+        shape = _Shape(*ctx.sizes, stride, ctx.kind, ctx.scale, ctx.same)
+        LIBRARY.run("bottleneck_backward", shape, grad, x, kept, down, up, *found)
         return None if ctx.same else grad, *found, None, None
 
 
 def _apart(rows: Tensor) -> tuple[Tensor, int]:
     """Rows whose numbers lie side by side, and how far one is from the next: a copy only where they do not, or not evenly."""
-    steps = [rows.stride(axis) for axis in range(rows.dim()) if rows.shape[axis] > 1]
-    sizes = [size for size in rows.shape if size > 1]
-    even = all(steps[i] == steps[i + 1] * sizes[i + 1] for i in range(len(steps) - 2))
-    if rows.stride(-1) == 1 and even and rows.dim() > 1 and rows.shape[-1] > 1:
-        return rows, (steps[-2] if len(steps) > 1 else rows.shape[-1])
+    try:
+        flat = rows.view(-1, rows.shape[-1])
+    except RuntimeError:
+        flat = rows
+    if flat.dim() == 2 and flat.stride(1) == 1:
+        return rows, flat.stride(0)
     return rows.contiguous(), rows.shape[-1]
 
 

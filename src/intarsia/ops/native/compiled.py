@@ -35,7 +35,7 @@ LIMIT = 120.0
 def watched() -> bool:
     """Whether somebody looks into what is computed, which kernels of ours do not show: torch.compile, export and tracing,
     torch.func, modes that see each call of torch's."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
         return True
     return torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack() > 0
 
@@ -68,6 +68,7 @@ class Library:
         self.name, self.agrees = name, agrees
         self._trusted: bool | None = None
         self._first = threading.Lock()
+        self._calls: dict[str, Callable[..., int]] = {}
 
     def there(self) -> bool:
         """Whether they can be used: False where they cannot be compiled or run, or compute something else, which the log says."""
@@ -79,13 +80,19 @@ class Library:
 
     def run(self, function: str, shape: ctypes.Structure, *arguments: Any) -> None:
         """function(shape, *arguments), a tensor by where it begins. MemoryError where it found no room."""
-        pointers = [ctypes.c_void_p(x.data_ptr()) if isinstance(x, Tensor) else x for x in arguments]
-        if getattr(self._loaded(), function)(ctypes.byref(shape), *pointers):
+        call = self._calls.get(function) or self._call(function, len(arguments) + 1)
+        if call(ctypes.byref(shape), *[x.data_ptr() if isinstance(x, Tensor) else x for x in arguments]):
             raise MemoryError(f"there is no memory left for {self.name}; use smaller batches")
 
     def forget(self) -> None:
         """They are tried again at their next use."""
         self._trusted = None
+
+    def _call(self, function: str, count: int) -> Callable[..., int]:
+        """A function of theirs that takes so many pointers, as numbers."""
+        found = self._calls[function] = getattr(self._loaded(), function)
+        found.argtypes = [ctypes.c_void_p] * count
+        return found  # type: ignore[no-any-return]
 
     def _loaded(self) -> ctypes.CDLL | None:
         found = library(self.name)

@@ -37,6 +37,7 @@ typedef uint32_t bits __attribute__((vector_size(4 * LANES)));
 typedef uint16_t bf16 __attribute__((may_alias));
 typedef uint16_t halves __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
 typedef uint32_t words __attribute__((aligned(2), may_alias));
+typedef uint16_t both __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 
 #define AT(pointer) (*(vec *)(pointer))
 
@@ -209,9 +210,14 @@ static __attribute__((noinline, unused)) void product(int add, float *c, long ld
 
 INLINE long padded(long n) { return (n + 31) / 32 * 32; }
 
-/* `count` positions of a head as (padded(count), width), the last of them zeros. */
-INLINE void gather(bf16 *to, const bf16 *from, long stride, long count, long width) {
-    for (long i = 0; i < count; i++) memcpy(to + i * width, from + i * stride, width * sizeof(bf16));
+/* `count` positions of a head as (padded(count), width), the last of them zeros. `ahead`: those that will be wanted next, as far from
+ * each other; memory can send them meanwhile. */
+INLINE void gather(bf16 *to, const bf16 *from, long stride, long count, long width, const bf16 *ahead) {
+    for (long i = 0; i < count; i++)
+        for (long j = 0; j < width; j += 2 * LANES) {
+            *(both *)(to + i * width + j) = *(const both *)(from + i * stride + j);
+            __builtin_prefetch(ahead + i * stride + j);
+        }
     memset(to + count * width, 0, (padded(count) - count) * width * sizeof(bf16));
 }
 
@@ -259,4 +265,36 @@ INLINE void turn(uint32_t *to, const void *from, long rows, long width) {
 INLINE void narrow(bf16 *to, long stride, const float *from, long count, long width) {
     for (long i = 0; i < count; i++)
         for (long d = 0; d < width; d += LANES) store(to + i * stride + d, AT(from + i * width + d));
+}
+
+/* -- threads -------------------------------------------------------------------------------------------------------- */
+
+/* A part of the work: what comes next of it, and its end. Each thread begins with its own, whose rows are in its core's cache, and
+ * whoever is done helps the others: neighbours on a machine slow down one core and not the other. */
+typedef struct {
+    long next, end, none[6]; /* a cache line for each */
+} part;
+
+/* Where a thread is: the part it works at, and how many it has seen the end of. */
+typedef struct {
+    int at, seen;
+} worker;
+
+/* 0 ... count - 1, as a part for each thread, and room for `more` bytes, a multiple of 64, behind them; 0 where there is no memory. */
+INLINE part *parted(long count, long threads, long more) {
+    part *parts = aligned_alloc(64, threads * sizeof(part) + more);
+    for (long k = 0; parts && k < threads; k++) parts[k].next = count * k / threads, parts[k].end = count * (k + 1) / threads;
+    return parts;
+}
+
+/* What is to be done next, of x->at's part; -1: nothing. The last that is left of a part is its own thread's. */
+INLINE long taken(part *parts, long count, worker *x) {
+    for (; x->seen < count; x->seen++, x->at = x->at + 1 < count ? x->at + 1 : 0) {
+        part *own = parts + x->at;
+        if (__atomic_load_n(&own->next, __ATOMIC_RELAXED) + (x->seen > 0) < own->end) {
+            const long found = __atomic_fetch_add(&own->next, 1, __ATOMIC_RELAXED);
+            if (found < own->end) return found;
+        }
+    }
+    return -1;
 }

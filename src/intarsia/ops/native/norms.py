@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import Function, once_differentiable
+from torch.autograd.function import Function
 
 from intarsia.ops.native.compiled import Library, alike, in_training
+from intarsia.ops.once import once_differentiable
 from intarsia.ops.reference import Own
 
 FULL = 32
@@ -69,7 +70,7 @@ class _SummedNorm(Function):
         gain, bias = (None if t is None else t.float().contiguous() for t in (gain, bias))
         out, total = torch.empty_like(x), x if residual is None else torch.empty_like(x)
         ctx.shape = _Shape(x.numel() // x.shape[-1], x.shape[-1], eps, int(centre))
-        LIBRARY.run("norm_forward", ctx.shape, x, residual, own_gain, own_bias, gain, bias, out, total, _room(x, 3))
+        LIBRARY.run("norm_forward", ctx.shape, x, residual, own_gain, own_bias, gain, bias, out, total)
         ctx.save_for_backward(total, own_gain, gain)
         ctx.has_bias, ctx.summed = bias is not None, residual is not None
         ctx.set_materialize_grads(False)
@@ -87,14 +88,9 @@ class _SummedNorm(Function):
         dx = torch.empty_like(total)
         dgain = None if gain is None else torch.empty_like(gain)
         dbias = torch.empty_like(own_gain, dtype=torch.float32)[None] if ctx.has_bias else None
-        arguments = grad, again, total, own_gain, gain, dx, dgain, dbias, _room(total, 5)
+        arguments = grad, again, total, own_gain, gain, dx, dgain, dbias
         LIBRARY.run("norm_backward", ctx.shape, *arguments)
         return dx, dx if ctx.summed else None, None, None, dgain, dbias, None, None
-
-
-def _room(x: Tensor, vectors: int) -> Tensor:
-    """For each thread so many of W numbers, where the kernel wants them: torch's memory begins at multiples of 64 bytes."""
-    return x.new_empty(torch.get_num_threads() * vectors * x.shape[-1], dtype=torch.float32)
 
 
 def _agrees() -> bool:

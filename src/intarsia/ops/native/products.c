@@ -23,34 +23,37 @@ int pack(const shape *z, const bf16 *weight, uint32_t *panels) {
     return 0;
 }
 
+#define PLAIN -1 /* no slopes */
+
 /* A block of 32 outputs of up to 32 rows whose sums are there, and wait for their bias and to be written. */
 typedef struct {
     float sums[32 * 32] __attribute__((aligned(64)));
     bf16 *out;
     const bf16 *inner;
     long stride, rows, done;
-    int kind;
     vec bias[32 / LANES];
 } pending;
 
 /* Some rows of it. */
-INLINE void finish(pending *x, long rows) {
-    const long end = x->done + rows < x->rows ? x->done + rows : x->rows;
-    for (; x->done < end; x->done++)
+INLINE void finish(pending *x, long rows, int kind) {
+    const long stride = x->stride, begin = x->done, end = begin + rows < x->rows ? begin + rows : x->rows;
+    bf16 *out = x->out;
+    const bf16 *inner = x->inner;
+    for (long i = begin; i < end; i++)
         for (long k = 0; k < 32 / LANES; k++) {
-            const long at = x->done * x->stride + k * LANES;
-            vec found = AT(x->sums + x->done * 32 + k * LANES) + x->bias[k], slope;
-            if (x->inner) {
-                activated(x->kind, load(x->inner + at), &slope);
+            vec found = AT(x->sums + i * 32 + k * LANES) + x->bias[k], slope;
+            if (kind != PLAIN) {
+                activated(kind, load(inner + i * stride + k * LANES), &slope);
                 found *= slope;
             }
-            store(x->out + at, found);
+            store(out + i * stride + k * LANES, found);
         }
+    x->done = end;
 }
 
-/* The sums of 32 rows with a panel; meanwhile the block before is finished, which takes other parts of the core, and the places of
- * these outputs are fetched, which may be far away. */
-INLINE void sums(pending *x, pending *before, const bf16 *rows, long stride, const uint32_t *panel, long reads) {
+/* The sums of 32 rows with a panel; meanwhile the block before is finished, which takes other parts of the core, and what this one will
+ * want is fetched, which may be far away. */
+INLINE void sums(pending *x, pending *before, const bf16 *rows, long stride, const uint32_t *panel, long reads, int kind) {
 #if defined(__AMX_BF16__)
     const long share = (32 * 32 + reads - 1) / reads;
     long ahead = 0;
@@ -68,9 +71,11 @@ INLINE void sums(pending *x, pending *before, const bf16 *rows, long stride, con
         _tile_dpbf16ps(1, 4, 7);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
-        for (const long end = ahead + share; ahead < end && ahead < x->rows; ahead++)
+        for (const long end = ahead + share; ahead < end && ahead < x->rows; ahead++) {
             __builtin_prefetch(x->out + ahead * x->stride, 1);
-        finish(before, share);
+            if (kind != PLAIN) __builtin_prefetch(x->inner + ahead * x->stride);
+        }
+        finish(before, share, kind);
     }
     _tile_stored(0, x->sums, 4 * 32);
     _tile_stored(1, x->sums + 16, 4 * 32);
@@ -79,42 +84,53 @@ INLINE void sums(pending *x, pending *before, const bf16 *rows, long stride, con
     __asm__ volatile("" ::: "memory");
 #else
     product(0, x->sums, 32, rows, stride, panel, 32, 32, 32, reads);
-    finish(before, 32);
+    finish(before, 32, kind);
 #endif
 }
 
-/* out (rows, writes) = x (rows, reads) weight^T + bias, times f'(inner), (rows, writes). bias and inner may be 0.   0: done; 1: no
- * memory. */
-int multiply(const shape *z, const bf16 *x, const uint32_t *panels, const bf16 *bias, const bf16 *inner, bf16 *out) {
+INLINE int multiplied(const shape *z, const bf16 *x, const uint32_t *panels, const bf16 *bias, const bf16 *inner, bf16 *out, int kind) {
     const long R = z->reads, W = z->writes, blocks = (z->rows + 31) / 32, left = z->rows % 32, whole = z->rows - left;
-    bf16 *rest = 0; /* the last rows, with zeros behind them */
-    if (left) {
-        if (!(rest = aligned_alloc(64, 32 * R * sizeof(bf16)))) return 1;
-        gather(rest, x + whole * R, R, left, R);
-    }
+    /* A part has two blocks of rows, or more; threads that are left over share the panels. */
+    const long threads = omp_get_max_threads(), across = blocks / 2 < 1 ? 1 : blocks / 2 < threads ? blocks / 2 : threads;
+    const long down = threads / across, count = across * down;
+    part *parts = aligned_alloc(64, count * sizeof(part) + 32 * R * sizeof(bf16));
+    if (!parts) return 1;
+    bf16 *rest = (bf16 *)(parts + count); /* the last rows, with zeros behind them */
+    if (left) gather(rest, x + whole * R, R, left, R, x);
+    for (long k = 0; k < count; k++) parts[k].next = W / 32 * (k / across) / down, parts[k].end = W / 32 * (k / across + 1) / down;
 #pragma omp parallel
     {
-        /* Two blocks of rows a thread, or more; threads that are left over share the panels. */
-        const long threads = omp_get_num_threads(), across = blocks / 2 < 1 ? 1 : blocks / 2 < threads ? blocks / 2 : threads;
-        const long down = threads / across, mine = omp_get_thread_num() % across, part = omp_get_thread_num() / across;
-        const long begin = blocks * mine / across, end = blocks * (mine + 1) / across;
-        const long last = part < down ? W / 32 * (part + 1) / down : 0;
+        worker own = {.at = omp_get_thread_num() % count};
         pending two[2] = {};
         int now = 0;
         tiles before;
         enter(&before);
-        for (long j = part < down ? W / 32 * part / down : 0; j < last; j++)
-            for (long i = begin; i < end; i++, now = !now) {
+        for (long j; (j = taken(parts, count, &own)) >= 0;)
+            for (long mine = own.at % across, i = blocks * mine / across; i < blocks * (mine + 1) / across; i++, now = !now) {
                 const int inside = i * 32 < whole;
-                pending *own = two + now;
-                own->out = out + i * 32 * W + j * 32, own->stride = W, own->rows = inside ? 32 : left, own->done = 0;
-                own->inner = inner ? inner + i * 32 * W + j * 32 : 0, own->kind = z->kind;
-                for (long k = 0; k < 32 / LANES; k++) own->bias[k] = bias ? load(bias + j * 32 + k * LANES) : all(0);
-                sums(own, two + !now, inside ? x + i * 32 * R : rest, R, panels + j * 16 * R, R);
+                pending *next = two + now;
+                next->out = out + i * 32 * W + j * 32, next->stride = W, next->rows = inside ? 32 : left, next->done = 0;
+                if (kind != PLAIN) next->inner = inner + i * 32 * W + j * 32;
+                for (long k = 0; k < 32 / LANES; k++) next->bias[k] = bias ? load(bias + j * 32 + k * LANES) : all(0);
+                sums(next, two + !now, inside ? x + i * 32 * R : rest, R, panels + j * 16 * R, R, kind);
             }
-        finish(two + !now, 32);
+        finish(two + !now, 32, kind);
         leave(&before);
     }
-    free(rest);
+    free(parts);
     return 0;
+}
+
+/* out (rows, writes) = x (rows, reads) weight^T + bias, times f'(inner), (rows, writes). bias and inner may be 0.   0: done; 1: no
+ * memory; 2: of this activation it knows nothing. */
+int multiply(const shape *z, const bf16 *x, const uint32_t *panels, const bf16 *bias, const bf16 *inner, bf16 *out) {
+#define CALL(kind) return multiplied(z, x, panels, bias, inner, out, kind)
+    if (!inner) CALL(PLAIN);
+    switch (z->kind) { /* a loop for each: choosing within it takes as long as it does */
+    case GELU: CALL(GELU);
+    case GELU_NEW: CALL(GELU_NEW);
+    case SILU: CALL(SILU);
+    default: return 2;
+    }
+#undef CALL
 }

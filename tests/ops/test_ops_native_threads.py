@@ -1,0 +1,72 @@
+"""The kernels' threads: all work is done once, and whoever is done with their own part helps the others."""
+
+import ctypes
+import subprocess
+
+import pytest
+import torch
+
+from intarsia.ops.native import compiled, products
+
+there = pytest.mark.skipif(not products.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
+SOURCE = """
+#include <omp.h>
+#include <unistd.h>
+#include "matrices.h"
+
+/* who[i]: the thread that did i, done[i]: how often it was done; thread 0 comes late. */
+int share(long count, long threads, int helped, int late, int *who, int *done) {
+    part *parts = parted(count, threads, 0);
+#pragma omp parallel num_threads(threads)
+    {
+        worker own = {.at = omp_get_thread_num()};
+        if (late && own.at == 0) usleep(300000);
+        for (long i; (i = taken(parts, helped ? threads : 1, &own)) >= 0;) {
+            who[i] = omp_get_thread_num();
+            __atomic_fetch_add(done + i, 1, __ATOMIC_RELAXED);
+        }
+    }
+    free(parts);
+    return 0;
+}
+"""
+
+
+@pytest.fixture(scope="module")
+def share(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("threads")
+    (folder / "share.c").write_text(SOURCE)
+    header = compiled.__file__.rpartition("/")[0]
+    command = [*compiled._compiler(), "-O2", *compiled.SHARED, f"-I{header}", "share.c", "-o", "share.so"]
+    subprocess.run(command, cwd=folder, check=True)
+    call = ctypes.CDLL(str(folder / "share.so")).share
+
+    def run(count, threads, *, helped=True, late=False):
+        who, done = torch.zeros(2, count, dtype=torch.int32)
+        places = (ctypes.c_void_p(x.data_ptr()) for x in (who, done))
+        call(ctypes.c_long(count), ctypes.c_long(threads), int(helped), int(late), *places)
+        return who.tolist(), done.tolist()
+
+    return run
+
+
+@there
+@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("count", [1, 2, 7, 1000])
+def test_all_is_done_once(share, count, threads):
+    assert share(count, threads)[1] == [1] * count
+
+
+@there
+def test_nobody_waits_for_a_slow_one(share):
+    who, done = share(100, 2, late=True)
+    assert done == [1] * 100
+    assert who[50:] == [1] * 50
+    assert who[:49] == [1] * 49
+    assert who[49] == 0  # the last is its own thread's
+
+
+@there
+def test_without_help_each_does_their_own(share):
+    who, done = share(99, 2, helped=False, late=True)
+    assert (who, done) == ([0] * 49 + [1] * 50, [1] * 99)
