@@ -75,6 +75,47 @@ def test_a_product_with_an_activation_takes_its_slopes_along(name):
 
 
 @there
+@pytest.mark.parametrize("name", activations.ACTIVATIONS)
+def test_an_activation_that_comes_each_time_is_computed_with_the_product(name, monkeypatch):
+    x, weight, bias, grad = draw((2, 53), 64, 96)
+    panels, calls, right = ops.Panels([weight]), [], activations.LIBRARY.run
+    monkeypatch.setattr(activations.LIBRARY, "run", lambda what, *more: calls.append(what) or right(what, *more))
+
+    def step(*, changed=False):
+        calls.clear()
+        (inner,) = ops.frozen_linear(x, panels, bias, [96])
+        if changed:
+            inner.mul_(2)
+        out = activations.activation(inner, name)
+        return out, torch.autograd.grad(out, x, grad)[0], list(calls)
+
+    out, slope, made = step()
+    assert made == ["activation_forward", "activation_backward"]
+    again, same, made = step()
+    assert made == ["activation_backward"]
+    assert torch.equal(out, again)
+    assert torch.equal(slope, same)
+    # Changed between, it is another's; and then it is known again.
+    other, _, made = step(changed=True)
+    assert made == ["activation_forward", "activation_backward"]
+    near(other, ops.ACTIVATIONS[name](2 * ops.frozen_linear(x, panels, bias, [96])[0].double()))
+    assert step()[2] == ["activation_forward", "activation_backward"]
+    assert step()[2] == ["activation_backward"]
+
+
+@there
+def test_what_nobody_reads_is_computed_once_at_most(monkeypatch):
+    x, weight, bias, _ = draw((7,), 64, 96)
+    panels, given, right = ops.Panels([weight]), [], native.LIBRARY.run
+    monkeypatch.setattr(native.LIBRARY, "run", lambda what, *more: given.append(more[-1]) or right(what, *more))
+    activations.activation(ops.frozen_linear(x, panels, bias, [96])[0], "gelu")
+    given.clear()
+    for _ in range(3):
+        ops.frozen_linear(x, panels, bias, [96])
+    assert [values is None for values in given] == [False, True, True]
+
+
+@there
 @pytest.mark.parametrize("change", ["in place", "another tensor", "read twice"])
 def test_what_is_no_longer_an_activation_is_not_taken_for_one(change):
     inner, weight, bias, grad = draw((7,), 64, 96)
@@ -169,8 +210,8 @@ def test_machine_code_that_computes_something_else_is_not_used(monkeypatch, capl
 
     def repeated(name, shape, *more):
         right(name, shape, *more)
-        if name == "multiply" and len(more[-1]) > 64:
-            more[-1][64:] = more[-1][53:64]
+        if name == "multiply" and len(more[4]) > 64:
+            more[4][64:] = more[4][53:64]
 
     for wrong in (biasless, repeated):
         is_refused(native.LIBRARY, wrong, monkeypatch, caplog)

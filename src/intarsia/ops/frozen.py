@@ -27,9 +27,11 @@ def frozen_linear(x: Tensor, weight: Tensor | Panels, bias: Tensor | None, sizes
     tensor.
     """
     if torch.is_grad_enabled() and x.requires_grad:
-        if isinstance(weight, Panels) and len(sizes) == 1 and (bent := bent_from(x)) is not None:
-            inner, non_linearity = bent
-            return (_OfActivation.apply(inner, x.detach(), weight, bias, non_linearity),)  # type: ignore[return-value]
+        if isinstance(weight, Panels) and len(sizes) == 1:
+            if (bent := bent_from(x)) is not None:
+                inner, non_linearity = bent
+                return (_OfActivation.apply(inner, x.detach(), weight, bias, non_linearity),)  # type: ignore[return-value]
+            return (_Made(weight).output(x, bias),)
         return _Linear.apply(x, weight, bias, sizes)  # type: ignore[no-any-return]
     return _product(x, weight, bias).split(tuple(sizes), dim=-1)
 
@@ -38,13 +40,49 @@ def _product(x: Tensor, weight: Tensor | Panels, bias: Tensor | None) -> Tensor:
     return weight.forward(x, bias) if isinstance(weight, Panels) else F.linear(x, weight, bias)
 
 
+class _Made:
+    """What a product has made: its output, and what an activation will make of that, if one has read it the last time."""
+
+    def __init__(self, weight: Panels) -> None:
+        self.weight = weight
+        self._values: Tensor | None = None
+        self._name, self._version = weight.follower, 0
+        weight.follower = None  # until it is known again
+
+    def output(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """x W^T + bias, which knows of this."""
+        (y,) = _Linear.apply(x, self.weight, bias, (1,), self)  # type: ignore[misc]
+        self._version = y._version
+        y._intarsia_made = self
+        return y
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """What it computes."""
+        if self._name is None:
+            return self.weight.forward(x, bias)
+        y, self._values = self.weight.forward_activated(x, bias, self._name)
+        return y
+
+    def taken(self, y: Tensor, name: str) -> Tensor | None:
+        """f(y), if it is there and y has not been changed since. The product will know the next time that it is wanted."""
+        values, self._values, self.weight.follower = self._values, None, name
+        return values if name == self._name and y._version == self._version else None
+
+
 class _Linear(Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | Panels, bias: Tensor | None, sizes: Sequence[int]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | Panels,
+        bias: Tensor | None,
+        sizes: Sequence[int],
+        made: _Made | None = None,
     ) -> tuple[Tensor, ...]:
         ctx.weight = weight
         own = tuple(sizes)
+        if made is not None:
+            return (made.product(x, bias),)
         if len(own) == 1:  # not as a view, which nobody could change in place
             return (_product(x, weight, bias),)
         if isinstance(weight, Panels):
@@ -58,7 +96,7 @@ class _Linear(Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
         grad, weight = side_by_side(grads), ctx.weight
-        return weight.backward(grad) if isinstance(weight, Panels) else grad @ weight, None, None, None
+        return weight.backward(grad) if isinstance(weight, Panels) else grad @ weight, None, None, None, None
 
 
 class _OfActivation(Function):

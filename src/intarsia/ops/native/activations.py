@@ -30,8 +30,10 @@ def takes(x: Tensor, name: str) -> bool:
 
 
 def activation(x: Tensor, name: str) -> Tensor:
-    """f(x), in x's shape."""
-    out: Any = _Activation.apply(x, ACTIVATIONS[name])
+    """f(x), in x's shape; what came along with the product that gave x, if that knew that this would come."""
+    made = getattr(x, "_intarsia_made", None)
+    values = made.taken(x, name) if made is not None else None
+    out: Any = _Activation.apply(x, ACTIVATIONS[name], (values,))
     out._intarsia_bent = x, name, out._version
     return out
 
@@ -44,11 +46,13 @@ def bent_from(y: Tensor) -> tuple[Tensor, str] | None:
 
 class _Activation(Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, kind: int) -> Tensor:
-        x = x.contiguous()
+    def forward(ctx: Any, x: Tensor, kind: int, values: tuple[Tensor | None]) -> Tensor:
+        """values: f(x), if it is there; in a tuple, since it is nothing that is differentiated."""
+        x, (out,) = x.contiguous(), values
         ctx.save_for_backward(x)
         ctx.shape = _Shape(x.numel(), kind)
-        LIBRARY.run("activation_forward", ctx.shape, x, out := torch.empty_like(x))
+        if out is None:
+            LIBRARY.run("activation_forward", ctx.shape, x, out := torch.empty_like(x))
         return out
 
     @staticmethod
@@ -56,7 +60,7 @@ class _Activation(Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override] - the wrapper hides the names
         (x,) = ctx.saved_tensors
         LIBRARY.run("activation_backward", ctx.shape, grads[0].contiguous(), x, dx := torch.empty_like(x))
-        return dx, None
+        return dx, None, None
 
 
 def _agrees() -> bool:

@@ -60,6 +60,13 @@ INLINE void of_scores(bf16 *to, const float *seen, const float *flow, float scal
     for (long j = 0; j < across; j += LANES) store(to + j, AT(seen + j) * (AT(flow + j) - sum) * scale);
 }
 
+/* Places of a head that will be written: memory gives them meanwhile. */
+INLINE void fetch(const bf16 *to, const long *stride, long row, long head, long count, long width) {
+    if (to)
+        for (long i = 0; i < count; i++)
+            for (long j = 0; j < width; j += 32) __builtin_prefetch(head_of(to, stride, row, head) + i * stride[2] + j, 1);
+}
+
 /* What one thread works with for one head. */
 typedef struct {
     bf16 *some, *asked, *seen, *given, *inner;
@@ -122,6 +129,7 @@ int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *
         for (long at; !failed && (at = taken(parts, threads, &own)) >= 0;) {
             const long row = at / z->heads, head = at % z->heads;
             const long then = at + 1 < z->rows * z->heads ? at + 1 : at, below = then / z->heads, beside = then % z->heads;
+            fetch(out, z->o, row, head, z->queries, D);
             gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D, head_of(k, z->k, below, beside));
             turn(x.turned_keys, x.some, across, D / 2);
             gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D, head_of(v, z->v, below, beside));
@@ -160,6 +168,7 @@ int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf1
         for (long at; !failed && (at = taken(parts, threads, &own)) >= 0;) {
             const long row = at / z->heads, head = at % z->heads;
             const long then = at + 1 < z->rows * z->heads ? at + 1 : at, below = then / z->heads, beside = then % z->heads;
+            fetch(dq, to->q, row, head, z->queries, D), fetch(dk, to->k, row, head, S, D), fetch(dv, to->v, row, head, S, D);
             gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D, head_of(v, z->v, below, beside));
             turn(x.values, x.some, across, D / 2);
             gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D, head_of(k, z->k, below, beside));

@@ -44,10 +44,17 @@ class Panels:
         self.parts = [part.detach() for part in parts]
         self.made: dict[bool, Tensor] = {}
         """By whether it is the transpose."""
+        self.follower: str | None = None
+        """The activation that read what came out the last time; it can be had along with the product."""
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """x W^T + bias.   x: (..., N), bias: (M,) or None -> (..., M)"""
         return self._product(x, bias, transposed=False)
+
+    def forward_activated(self, x: Tensor, bias: Tensor | None, non_linearity: str) -> tuple[Tensor, Tensor]:
+        """forward(x, bias), and f of it.   non_linearity: f, one of native.activations.ACTIVATIONS."""
+        bent = x.new_empty(*x.shape[:-1], sum(len(part) for part in self.parts))
+        return self._product(x, bias, transposed=False, bent=bent, kind=KINDS[non_linearity]), bent
 
     def backward(self, grad: Tensor, inner: Tensor | None = None, non_linearity: str = "linear") -> Tensor:
         """grad W, times f'(inner), in float32 until then.   grad: (..., M), inner: (..., N) or None -> (..., N)
@@ -62,7 +69,14 @@ class Panels:
         return self._product(grad, None, transposed=True, inner=inner, kind=KINDS.get(non_linearity, 0))
 
     def _product(
-        self, x: Tensor, bias: Tensor | None, *, transposed: bool, inner: Tensor | None = None, kind: int = 0
+        self,
+        x: Tensor,
+        bias: Tensor | None,
+        *,
+        transposed: bool,
+        inner: Tensor | None = None,
+        bent: Tensor | None = None,
+        kind: int = 0,
     ) -> Tensor:
         if watched():
             whole = torch.cat(self.parts)
@@ -73,7 +87,7 @@ class Panels:
         if x.shape[-1] != reads:
             raise RuntimeError(f"matrices of {reads} inputs cannot multiply states of {x.shape[-1]} numbers")
         out = x.new_empty(*x.shape[:-1], writes)
-        LIBRARY.run("multiply", _Shape(x.numel() // reads, reads, writes, kind), x, panels, bias, inner, out)
+        LIBRARY.run("multiply", _Shape(x.numel() // reads, reads, writes, kind), x, panels, bias, inner, out, bent)
         return out
 
     def _packed(self, *, transposed: bool) -> Tensor:
@@ -97,8 +111,9 @@ def _agrees() -> bool:
         weights = torch.randn(2, 32, 64, generator=g, dtype=torch.float32).bfloat16()
         whole, panels = weights.flatten(0, 1).double(), Panels(list(weights))
         found = panels.forward(x, bias[0]), panels.backward(x), panels.backward(x, slopes, "silu")
-        back = x.double() @ whole
-        if not alike(found, (x.double() @ whole.mT + bias.double(), back, back * slope)):
+        both = panels.forward_activated(x, bias[0], "silu")
+        out, back = x.double() @ whole.mT + bias.double(), x.double() @ whole
+        if not alike((*found, *both), (out, back, back * slope, out, F.silu(out))):
             return False
     return True
 
