@@ -8,13 +8,13 @@ enum { RELU, GELU, GELU_NEW, SILU, TANH, LINEAR };
 INLINE vec size_of(vec z) { return (vec)((bits)z & 0x7fffffff); }
 
 INLINE vec bent(vec z) { /* tanh */
-    vec fade = power(size_of(z) * (-2 * LOG2E)), found = (1 - fade) / (1 + fade);
+    vec fade = power(size_of(z) * (-2 * LOG2E), 0), found = (1 - fade) / (1 + fade);
     found = (vec)((bits)found | ((bits)z & 0x80000000));
     return either(size_of(z) < 0.03f, z - z * z * z * (1 / 3.f), found); /* one minus nearly one has few digits */
 }
 
 INLINE vec share_of(vec z) { /* sigmoid */
-    vec fade = power(size_of(z) * -LOG2E);
+    vec fade = power(size_of(z) * -LOG2E, 0);
     return either(z < 0, fade, all(1)) / (1 + fade);
 }
 

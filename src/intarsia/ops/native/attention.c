@@ -22,14 +22,15 @@ INLINE const bf16 *head_of(const bf16 *x, const long *stride, long row, long hea
     return x + row * stride[0] + head * stride[1];
 }
 
-/* Loops over few keys stay in registers, where the compiler knows how many. */
+#define FEW 128 /* keys whose scores stay in registers, where the compiler knows how many there are */
+
 #define FOR_WIDTH(call) \
     switch (across) { \
-    case 32: call(32); break; \
-    case 64: call(64); break; \
-    case 96: call(96); break; \
-    case 128: call(128); break; \
-    default: call(across); \
+    case 32: call(32, 1); break; \
+    case 64: call(64, 1); break; \
+    case 96: call(96, 1); break; \
+    case 128: call(128, 1); break; \
+    default: call(across, 0); \
     }
 
 /* What a query's scores are at most. A query that sees nothing has equal ones. */
@@ -38,26 +39,69 @@ INLINE void limits(float *to, const uint8_t *mask, long step, long keys, long ac
     for (long j = keys; j < across; j++) to[j] = NOTHING;
 }
 
-/* The scores of a query, (across) -> its probabilities, here and in `to`. kept: its largest score, and one over its sum; found
- * where `first`, and used where the same scores come again. */
-INLINE void softmax(bf16 *to, float *s, float *kept, int first, float scale, const float *limit, long across) {
-    vec most = all(-INFINITY), sum = all(0);
-    for (long j = 0; j < across; j += LANES) {
-        AT(s + j) = smaller(AT(limit + j), AT(s + j) * (scale * 1.44269504f)); /* e^x = 2^(x log2 e) */
-        most = larger(most, AT(s + j));
-    }
-    if (first) kept[0] = largest(most);
-    for (long j = 0; j < across; j += LANES) sum += AT(s + j) = power(AT(s + j) - kept[0]);
-    if (first) kept[1] = 1 / total(sum);
-    for (long j = 0; j < across; j += LANES) store(to + j, AT(s + j) *= kept[1]);
+/* The scores of `rows` queries, (rows, across) -> their probabilities in `to`, and here, unless it is for the first time. kept: each
+ * one's largest score, and one over its sum; found where `first`, and used where the same scores come again. limit: `step` from one
+ * to the next. Two at a time keep the processor busy where one's steps wait for one another. */
+INLINE void softmax(bf16 *to, float *s, float *kept, int first, float scale, const float *limit, long step, long across, int few,
+                    int rows) {
+    vec held[2][FEW / LANES], most[2] = {all(-INFINITY), all(-INFINITY)}, sum[2] = {};
+#define OWN(r, j) (*(few ? &held[r][(j) / LANES] : (vec *)(s + (r) * across + (j))))
+#pragma GCC unroll 8
+    for (long j = 0; j < across; j += LANES)
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            /* e^x = 2^(x log2 e) */
+            OWN(r, j) = smaller(AT(limit + r * step + j), AT(s + r * across + j) * (scale * 1.44269504f));
+            if (first) most[r] = larger(most[r], OWN(r, j));
+        }
+    if (first)
+        for (int r = 0; r < rows; r++) kept[2 * r] = largest(most[r]);
+#pragma GCC unroll 8
+    for (long j = 0; j < across; j += LANES)
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            OWN(r, j) = power(OWN(r, j) - kept[2 * r], 1);
+            if (first) sum[r] += OWN(r, j);
+        }
+    if (first)
+        for (int r = 0; r < rows; r++) kept[2 * r + 1] = 1 / total(sum[r]);
+#pragma GCC unroll 8
+    for (long j = 0; j < across; j += LANES)
+#pragma GCC unroll 2
+        for (int r = 0; r < rows; r++) {
+            const vec found = OWN(r, j) * kept[2 * r + 1];
+            store(to + r * across + j, found);
+            if (!first) AT(s + r * across + j) = found;
+        }
+#undef OWN
 }
 
-/* A query's probabilities and the gradients of them -> those of its products with the keys. */
-INLINE void of_scores(bf16 *to, const float *seen, const float *flow, float scale, long across) {
-    vec sum = all(0);
-    for (long j = 0; j < across; j += LANES) sum += AT(seen + j) * AT(flow + j);
-    sum = all(total(sum));
-    for (long j = 0; j < across; j += LANES) store(to + j, AT(seen + j) * (AT(flow + j) - sum) * scale);
+/* That of n queries. */
+INLINE void probabilities(bf16 *to, float *s, float *kept, int first, float scale, const float *limit, long step, long n, long across,
+                          int few) {
+    long i = 0;
+    for (; i + 2 <= n; i += 2)
+        softmax(to + i * across, s + i * across, kept + 2 * i, first, scale, limit + i * step, step, across, few, 2);
+    if (i < n) softmax(to + i * across, s + i * across, kept + 2 * i, first, scale, limit + i * step, step, across, few, 1);
+}
+
+/* n queries' probabilities and the gradients of them -> those of their products with the keys. n: even. */
+INLINE void of_scores(bf16 *to, const float *seen, const float *flow, float scale, long n, long across) {
+    for (long i = 0; i < n; i += 2, to += 2 * across, seen += 2 * across, flow += 2 * across) {
+        vec sum[2] = {};
+#pragma GCC unroll 8
+        for (long j = 0; j < across; j += LANES)
+#pragma GCC unroll 2
+            for (int r = 0; r < 2; r++) sum[r] += AT(seen + r * across + j) * AT(flow + r * across + j);
+        for (int r = 0; r < 2; r++) sum[r] = all(total(sum[r]));
+#pragma GCC unroll 8
+        for (long j = 0; j < across; j += LANES)
+#pragma GCC unroll 2
+            for (int r = 0; r < 2; r++) {
+                const long at = r * across + j;
+                store(to + at, AT(seen + at) * (AT(flow + at) - sum[r]) * scale);
+            }
+    }
 }
 
 /* Places of a head that will be written: memory gives them meanwhile. */
@@ -98,15 +142,14 @@ INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, fl
     const long high = padded(n);
     gather(x->asked, head_of(q, z->q, row, head) + t * z->q[2], z->q[2], n, z->width, ahead + t * z->q[2]);
     product(0, x->scores, across, x->asked, z->width, x->turned_keys, across, high, across, z->width);
-    for (long i = 0; i < n; i++) {
-        if (z->mask[2] || t + i == 0) {
-            const uint8_t *shown = mask ? mask + row * z->mask[0] + head * z->mask[1] + (t + i) * z->mask[2] : 0;
-            limits(x->limit, shown, z->mask[3], z->keys, across);
-        }
-#define CALL(across) softmax(x->seen + i * across, x->scores + i * across, kept + 2 * i, first, z->scale, x->limit, across)
-        FOR_WIDTH(CALL)
+    const uint8_t *shown = mask ? mask + row * z->mask[0] + head * z->mask[1] + t * z->mask[2] : 0;
+    const long each = mask && z->mask[2] ? n : t == 0; /* or one for all */
+    for (long i = 0; i < each; i++)
+        limits(x->limit + i * across, shown ? shown + i * z->mask[2] : 0, z->mask[3], z->keys, across);
+#define CALL(across, few) \
+    probabilities(x->seen, x->scores, kept, first, z->scale, x->limit, mask && z->mask[2] ? across : 0, n, across, few)
+    FOR_WIDTH(CALL)
 #undef CALL
-    }
     memset(x->scores + n * across, 0, (high - n) * across * sizeof(float));
     memset(x->seen + n * across, 0, (high - n) * across * sizeof(bf16));
 }
@@ -181,11 +224,9 @@ int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf1
                 gather(x.given, head_of(grad, z->o, row, head) + t * z->o[2], z->o[2], n, D,
                        head_of(grad, z->o, below, beside) + t * z->o[2]);
                 product(0, x.flow, across, x.given, D, x.values, across, high, across, D);
-                for (long i = 0; i < high; i++) {
-#define CALL(across) of_scores(x.inner + i * across, x.scores + i * across, x.flow + i * across, z->scale, across)
-                    FOR_WIDTH(CALL)
+#define CALL(across, few) of_scores(x.inner, x.scores, x.flow, z->scale, high, across)
+                FOR_WIDTH(CALL)
 #undef CALL
-                }
                 if (dq) {
                     product(0, x.narrow, D, x.inner, across, x.keys, D, high, D, across);
                     narrow(dq + row * to->q[0] + head * to->q[1] + t * to->q[2], to->q[2], x.narrow, n, D);

@@ -50,6 +50,10 @@ INLINE vec polynomial(vec r) { /* 2^r for |r| <= 0.5, to some 1e-7 (Cephes) */
     return (((y * r + 5.550332471e-2f) * r + 2.402264791e-1f) * r + 6.931472028e-1f) * r + 1.f;
 }
 
+INLINE vec short_polynomial(vec r) { /* to 3e-6, where bfloat16 has 4e-3; fitted as those of activations.h */
+    return (((0.00956051052f * r + 0.0559170395f) * r + 0.240249813f) * r + 0.69312197f) * r + 0.999999166f;
+}
+
 INLINE vec either(ints condition, vec yes, vec no) {
     return (vec)(((bits)yes & (bits)condition) | ((bits)no & ~(bits)condition));
 }
@@ -62,10 +66,10 @@ INLINE vec larger(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b
 INLINE float total(vec x) { return _mm512_reduce_add_ps((__m512)x); }
 INLINE float largest(vec x) { return _mm512_reduce_max_ps((__m512)x); }
 
-/* 2^x for x <= 0. */
-INLINE vec power(vec x) {
+/* 2^x for x <= 0. rough: to 3e-6. */
+INLINE vec power(vec x, int rough) {
     vec n = (vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-    return (vec)_mm512_scalef_ps((__m512)polynomial(x - n), (__m512)n);
+    return (vec)_mm512_scalef_ps((__m512)(rough ? short_polynomial(x - n) : polynomial(x - n)), (__m512)n);
 }
 
 #else
@@ -85,11 +89,11 @@ INLINE float largest(vec x) {
     return most;
 }
 
-INLINE vec power(vec x) {
+INLINE vec power(vec x, int rough) {
     const float magic = 12582912.f; /* what is added to it is rounded */
     ints tiny = x < all(-126.f);
     vec own = either(tiny, all(0), x), n = own + magic - magic;
-    return either(tiny, all(0), polynomial(own - n) * (vec)((__builtin_convertvector(n, ints) + 127) << 23));
+    return either(tiny, all(0), (rough ? short_polynomial(own - n) : polynomial(own - n)) * (vec)((__builtin_convertvector(n, ints) + 127) << 23));
 }
 
 #endif
