@@ -191,10 +191,16 @@ def against_first(jobs: dict[str, list[dict[str, Any]]], kind: str, column: str,
 
 
 def turned(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Contenders that took turns on the same processors: of each turn its rate beside the fastest peer's in the same cycle. That is
-    the peer whose turns are the fastest in their middle."""
+    """Contenders that took turns on the same processors of a host."""
     rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     rows = [row for row in rows if "turns" in row]
+    hosts = sorted({row["host"] for row in rows})
+    return [one for host in hosts for one in _turned([row for row in rows if row["host"] == host])]
+
+
+def _turned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of each turn its rate beside the fastest peer's in the same cycle. That is the peer whose turns are the fastest in their
+    middle."""
     peers = [row for row in rows if not row["job"].startswith("ours:")]
     found = []
     for row in rows:
