@@ -50,9 +50,10 @@ The goals were set on two processors with AMX: 4.5 x the peers' defaults and 2.5
 and each gives either the whole of a core's AMX or half of it, or less, since neighbours (other machines of the same host) share the
 cores. `fastest 20 steps` tells what was disturbed least, for all contenders alike.
 
-In turn, on a host where no turn of ours was above 8,735 tokens/s (20 steps on host 5 had 12,076), LoRA and adapters have 1.9 times
-the fastest peer's best (an adapter in every layer, by adapters; 2.2 times peft's LoRA) and 3.9 to 4.2 times peft's defaults: both
-goals are missed there.
+In turn: both goals are met by LoRA and adapters on both hosts, whether their head reads the first token or the mean (2.65 to 3.14
+times the fastest peer's best, 5.1 to 6.3 times its defaults). The first is met by all. The second is missed by prefixes on host 6
+(2.31; 2.77 on host 7) and by prompts on host 7 (2.48; 2.59 on host 6), whose virtual tokens do not count here. The code of f54479d
+had 1.9 times the best on another host.
 
 One after the other, of older code: by the fastest 20 steps the first goal is met by all six on host 1 (4.7 to 5.8) and by LoRA and
 adapters with first-token heads on host 2 (4.7 and 4.6; the others 3.7 to 3.9). The second was missed on both, by LoRA with 2.45 and
@@ -62,8 +63,9 @@ to 4.7 and 1.6 to 2.2 times on host 1, 3.1 to 4 and 1.75 to 2.2 times on host 2.
 1.5 to 1.9 times by the fastest 20 steps, 1.7 to 2.3 in the middle.
 
 What came for AMX: of the rows of older code frozen products in oneDNN's own layout of the weights, one for queries, keys and values
-each way, and LoRA's sum within its product; of the rows in turn kernels in C (`ops/native`) for attention, frozen products,
-adapters and LoRA, norms behind residual sums, and activations, which hand each core the same rows. Memory: two more copies of the
+each way, and LoRA's sum within its product; of the rows in turn kernels in C (`ops/native`) for attention, frozen products with the
+activations behind them, adapters and LoRA, and norms behind residual sums. Each core begins with the same rows in all of them, and
+whoever is done helps the others, since neighbours slow down one core and not the other. Memory: two more copies of the
 linear layers' weights, 42 MB here, one where nobody trains through them; a trunk for which two were over a tenth of the machine's
 memory has none. `floor` has plain products.
 
@@ -79,8 +81,7 @@ TURNS = {
     "speed_cpu_amx": """\
 `in turn`: all are there at once on the same two processors, the least disturbed of a host's, and each takes four steps after the
 other, in cycles: what neighbours disturb they disturb for all. `x best`, `x defaults`: the middle over the cycles, and the
-quarters, of its rate beside the fastest peer's in the same cycle; of the defaults peft's LoRA alone was there. Of commit f54479d;
-all other rows are of older code.
+quarters, of its rate beside the fastest peer's in the same cycle. Of commit b02c626; all other rows are of older code.
 
 """
 }
