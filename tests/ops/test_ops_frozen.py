@@ -174,7 +174,11 @@ def test_states_of_another_width_are_refused():
 def test_what_is_traced_multiplies_the_states_that_come():
     x, weight, bias, _ = draw((7,), 64, 96)
     panels = ops.Panels([weight])
-    for product in (lambda x: panels.forward(x, bias), lambda x: panels.backward(x @ weight.mT)):
+    for product in (
+        lambda x: panels.forward(x, bias),
+        lambda x: panels.forward_activated(x, bias, "gelu")[1],
+        lambda x: panels.backward(x @ weight.mT),
+    ):
         near(make_fx(product)(torch.zeros_like(x))(x.detach()), product(x.detach()).double())
 
 
