@@ -10,14 +10,13 @@ from intarsia.ops.native import compiled, products
 
 there = pytest.mark.skipif(not products.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 SOURCE = """
-#include <omp.h>
 #include <unistd.h>
 #include "matrices.h"
 
-/* who[i]: the thread that did i, done[i]: how often it was done; thread 0 comes late. */
-int share(long count, long threads, int helped, int late, int *who, int *done) {
+/* who[i]: the thread that did i, done[i]: how often it was done; as many threads as `team` come, 0 of them late. */
+int share(long count, long threads, int team, int helped, int late, int *who, int *done) {
     part *parts = parted(count, threads, 0);
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(team)
     {
         worker own = {.at = omp_get_thread_num()};
         if (late && own.at == 0) usleep(300000);
@@ -41,10 +40,10 @@ def share(tmp_path_factory):
     subprocess.run(command, cwd=folder, check=True)
     call = ctypes.CDLL(str(folder / "share.so")).share
 
-    def run(count, threads, *, helped=True, late=False):
+    def run(count, threads, *, team=None, helped=True, late=False):
         who, done = torch.zeros(2, count, dtype=torch.int32)
         places = (ctypes.c_void_p(x.data_ptr()) for x in (who, done))
-        call(ctypes.c_long(count), ctypes.c_long(threads), int(helped), int(late), *places)
+        call(ctypes.c_long(count), ctypes.c_long(threads), team or threads, int(helped), int(late), *places)
         return who.tolist(), done.tolist()
 
     return run
@@ -55,6 +54,14 @@ def share(tmp_path_factory):
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
 def test_all_is_done_once(share, count, threads):
     assert share(count, threads)[1] == [1] * count
+
+
+@there
+@pytest.mark.parametrize("team", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 7, 1000])
+def test_all_is_done_once_by_fewer_threads_than_were_asked_for(share, count, team):
+    """As within somebody's parallel region, and by OMP_THREAD_LIMIT and OMP_DYNAMIC."""
+    assert share(count, 5, team=team)[1] == [1] * count
 
 
 @there
