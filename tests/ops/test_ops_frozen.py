@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from intarsia import ops
 from intarsia.ops.frozen import side_by_side
@@ -101,6 +102,16 @@ def test_an_activation_that_comes_each_time_is_computed_with_the_product(name, m
     near(other, ops.ACTIVATIONS[name](2 * ops.frozen_linear(x, panels, bias, [96])[0].double()))
     assert step()[2] == ["activation_forward", "activation_backward"]
     assert step()[2] == ["activation_backward"]
+
+
+@there
+def test_an_activation_behind_a_product_that_somebody_looked_into_is_that_products():
+    x, weight, bias, _ = draw((7,), 64, 96)
+    panels = ops.Panels([weight])
+    activations.activation(ops.frozen_linear(x, panels, bias, [96])[0], "gelu")
+    with FlopCounterMode(display=False):
+        (inner,) = ops.frozen_linear(x, panels, bias, [96])
+    near(activations.activation(inner, "gelu"), F.gelu(inner.double()))
 
 
 @there

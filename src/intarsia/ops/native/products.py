@@ -53,6 +53,9 @@ class Panels:
 
     def forward_activated(self, x: Tensor, bias: Tensor | None, non_linearity: str) -> tuple[Tensor, Tensor]:
         """forward(x, bias), and f of it.   non_linearity: f, one of native.activations.ACTIVATIONS."""
+        if watched():
+            y = self.forward(x, bias)
+            return y, ACTIVATIONS[non_linearity](y)
         bent = x.new_empty(*x.shape[:-1], sum(len(part) for part in self.parts))
         return self._product(x, bias, transposed=False, bent=bent, kind=KINDS[non_linearity]), bent
 
