@@ -147,6 +147,18 @@ def test_what_is_no_longer_an_activation_is_not_taken_for_one(change):
 
 
 @there
+def test_what_an_activation_had_read_must_not_have_been_changed():
+    """As in torch: its slopes would be those of other numbers."""
+    x, weight, bias, _ = draw((7,), 64, 96)
+    inner = x * 1
+    y = activations.activation(inner, "gelu")
+    inner.mul_(3)
+    (found,) = ops.frozen_linear(y, ops.Panels([weight]), bias, [96])
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        found.sum().backward()
+
+
+@there
 def test_a_transposed_input_and_gradient_are_read_as_they_lie():
     weight = draw((1,), 32, 64)[1]
     x = torch.randn(4, 32, 8, generator=torch.Generator().manual_seed(1)).bfloat16().mT.detach().requires_grad_()
