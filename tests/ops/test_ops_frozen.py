@@ -159,6 +159,20 @@ def test_what_an_activation_had_read_must_not_have_been_changed():
 
 
 @there
+@pytest.mark.parametrize("wish", ["hook", "retain_grad"])
+def test_who_waits_for_the_gradient_of_an_activation_gets_it(wish):
+    inner, weight, bias, grad = draw((7,), 64, 96)
+    y, seen = activations.activation(inner, "gelu"), []
+    if wish == "hook":
+        y.register_hook(seen.append)
+    else:
+        y.retain_grad()
+    (found,) = ops.frozen_linear(y, ops.Panels([weight]), bias, [96])
+    found.backward(grad)
+    near(seen[0] if wish == "hook" else y.grad, grad.double() @ weight.double())
+
+
+@there
 def test_a_transposed_input_and_gradient_are_read_as_they_lie():
     weight = draw((1,), 32, 64)[1]
     x = torch.randn(4, 32, 8, generator=torch.Generator().manual_seed(1)).bfloat16().mT.detach().requires_grad_()

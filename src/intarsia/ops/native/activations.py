@@ -39,10 +39,12 @@ def activation(x: Tensor, name: str) -> Tensor:
 
 
 def bent_from(y: Tensor) -> tuple[Tensor, str] | None:
-    """(x, name) of a y that `activation` has given while nobody has changed either since; a product with it may take x's gradient
-    along."""
+    """(x, name) of a y that `activation` has given while nobody has changed either since or waits for y's gradient; a product with
+    it may take x's gradient along."""
     x, name, versions = getattr(y, "_intarsia_bent", (None, "", ()))
-    return None if x is None or (x._version, y._version) != versions else (x, name)
+    if x is None or (x._version, y._version) != versions or y._backward_hooks or y.retains_grad:
+        return None
+    return x, name
 
 
 class _Activation(Function):
