@@ -1,12 +1,16 @@
 """The kernels' threads: all work is done once, and whoever is done with their own part helps the others."""
 
 import ctypes
+import os
 import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
 
-from intarsia.ops.native import compiled, products
+from intarsia.ops.native import products
+from ops.c_code import loaded
 
 there = pytest.mark.skipif(not products.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 SOURCE = """
@@ -33,12 +37,7 @@ int share(long count, long threads, int team, int helped, int late, int *who, in
 
 @pytest.fixture(scope="module")
 def share(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("threads")
-    (folder / "share.c").write_text(SOURCE)
-    header = compiled.__file__.rpartition("/")[0]
-    command = [*compiled._compiler(), "-O2", *compiled.SHARED, f"-I{header}", "share.c", "-o", "share.so"]
-    subprocess.run(command, cwd=folder, check=True)
-    call = ctypes.CDLL(str(folder / "share.so")).share
+    call = loaded(SOURCE, tmp_path_factory.mktemp("threads")).share
 
     def run(count, threads, *, team=None, helped=True, late=False):
         who, done = torch.zeros(2, count, dtype=torch.int32)
@@ -77,3 +76,17 @@ def test_nobody_waits_for_a_slow_one(share):
 def test_without_help_each_does_their_own(share):
     who, done = share(99, 2, helped=False, late=True)
     assert (who, done) == ([0] * 49 + [1] * 50, [1] * 99)
+
+
+@there
+@pytest.mark.parametrize("limit", [{"OMP_THREAD_LIMIT": "2"}, {"OMP_MAX_ACTIVE_LEVELS": "0"}], ids=str)
+def test_kernels_are_right_where_fewer_threads_come_than_were_asked_for(limit):
+    program = """
+        import torch
+        torch.set_num_threads(5)
+        from intarsia.ops.native import activations, attention, bottleneck, norms, products
+        print([one.LIBRARY.there() for one in (activations, attention, bottleneck, norms, products)])
+    """
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "5", **limit}
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, env=env)
+    assert done.stdout.strip() == str([True] * 5), done.stderr
