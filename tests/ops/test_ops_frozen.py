@@ -8,26 +8,11 @@ from torch.nn import functional as F
 
 from intarsia import ops
 from intarsia.ops.frozen import side_by_side
-from intarsia.ops.native import activations
 from intarsia.ops.native import products as native
+from ops.products import draw, near, there
 from ops.wrong_code import is_refused
 
-there = pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 LEADING = [(1,), (7,), (2, 32), (3, 1, 11), (2, 53), (0,)]
-
-
-def draw(leading, inputs, outputs, *, with_bias=True):
-    """x, weight, bias and a gradient, all of numbers that bf16 has."""
-    g = torch.Generator().manual_seed(0)
-    x, grad = (torch.randn(*leading, n, generator=g).bfloat16() for n in (inputs, outputs))
-    weight = (torch.randn(outputs, inputs, generator=g) * inputs**-0.5).bfloat16()
-    return x.requires_grad_(), weight, torch.randn(outputs, generator=g).bfloat16() if with_bias else None, grad
-
-
-def near(found, wanted):
-    """Within bf16's rounding of a sum in float32."""
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.double(), wanted, rtol=5e-3, atol=1e-3)
 
 
 @there
@@ -56,83 +41,6 @@ def test_a_rows_numbers_depend_on_neither_its_neighbours_nor_the_threads():
                 assert torch.equal(panels.forward(x[begin:end], bias), wanted[begin:end])
     finally:
         torch.set_num_threads(before)
-
-
-@there
-@pytest.mark.parametrize("name", activations.ACTIVATIONS)
-def test_a_product_with_an_activation_takes_its_slopes_along(name):
-    inner, weight, bias, grad = draw((2, 53), 64, 96)
-    panels, calls, right = ops.Panels([weight]), [], activations.LIBRARY.run
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(activations.LIBRARY, "run", lambda what, *more: calls.append(what) or right(what, *more))
-        (found,) = ops.frozen_linear(activations.activation(inner, name), panels, bias, [96])
-        (own,) = torch.autograd.grad(found, inner, grad)
-    assert calls == ["activation_forward"]
-    wide = inner.detach().double().requires_grad_()
-    wanted = F.linear(ops.ACTIVATIONS[name](wide), weight.double(), bias.double())
-    torch.testing.assert_close(found.double(), wanted, rtol=1e-2, atol=1e-2)
-    torch.testing.assert_close(own.double(), torch.autograd.grad(wanted, wide, grad.double())[0], rtol=1e-2, atol=1e-2)
-
-
-@there
-@pytest.mark.parametrize("name", activations.ACTIVATIONS)
-def test_an_activation_that_comes_each_time_is_computed_with_the_product(name, monkeypatch):
-    x, weight, bias, grad = draw((2, 53), 64, 96)
-    panels, calls, right = ops.Panels([weight]), [], activations.LIBRARY.run
-    monkeypatch.setattr(activations.LIBRARY, "run", lambda what, *more: calls.append(what) or right(what, *more))
-
-    def step(*, changed=False):
-        calls.clear()
-        (inner,) = ops.frozen_linear(x, panels, bias, [96])
-        if changed:
-            inner.mul_(2)
-        out = activations.activation(inner, name)
-        return out, torch.autograd.grad(out, x, grad)[0], list(calls)
-
-    out, slope, made = step()
-    assert made == ["activation_forward", "activation_backward"]
-    again, same, made = step()
-    assert made == ["activation_backward"]
-    assert torch.equal(out, again)
-    assert torch.equal(slope, same)
-    # Changed between, it is another's; and then it is known again.
-    other, _, made = step(changed=True)
-    assert made == ["activation_forward", "activation_backward"]
-    near(other, ops.ACTIVATIONS[name](2 * ops.frozen_linear(x, panels, bias, [96])[0].double()))
-    assert step()[2] == ["activation_forward", "activation_backward"]
-    assert step()[2] == ["activation_backward"]
-
-
-@there
-def test_what_nobody_reads_is_computed_once_at_most(monkeypatch):
-    x, weight, bias, _ = draw((7,), 64, 96)
-    panels, given, right = ops.Panels([weight]), [], native.LIBRARY.run
-    monkeypatch.setattr(native.LIBRARY, "run", lambda what, *more: given.append(more[-1]) or right(what, *more))
-    activations.activation(ops.frozen_linear(x, panels, bias, [96])[0], "gelu")
-    given.clear()
-    for _ in range(3):
-        ops.frozen_linear(x, panels, bias, [96])
-    assert [values is None for values in given] == [False, True, True]
-
-
-@there
-@pytest.mark.parametrize("change", ["in place", "another tensor", "read twice"])
-def test_what_is_no_longer_an_activation_is_not_taken_for_one(change):
-    inner, weight, bias, grad = draw((7,), 64, 96)
-    wide = inner.detach().double().requires_grad_()
-    y, z = activations.activation(inner, "gelu"), F.gelu(wide)
-    if change == "in place":
-        y.mul_(2)
-        z = z * 2
-    elif change == "another tensor":
-        y, z = y * 2, z * 2
-    more = y.sum() * 3 if change == "read twice" else 0
-    same = z.sum() * 3 if change == "read twice" else 0
-    (found,) = ops.frozen_linear(y, ops.Panels([weight]), bias, [96])
-    wanted = F.linear(z, weight.double(), bias.double())
-    (own,) = torch.autograd.grad((found * grad).sum() + more, inner)
-    (other,) = torch.autograd.grad((wanted * grad.double()).sum() + same, wide)
-    torch.testing.assert_close(own.double(), other, rtol=2e-2, atol=2e-2)
 
 
 @there

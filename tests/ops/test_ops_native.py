@@ -80,6 +80,19 @@ def test_values_and_gradients_are_exact_within_their_rounding(kind, size):
 
 
 @there
+def test_masks_may_lie_anyhow():
+    q, k, v = draw(SIZES["MRPC's"])
+    for mask in (masked("by head", SIZES["MRPC's"]), masked("causal", SIZES["MRPC's"])):
+        wanted = native.attention(q, k, v, mask, 0.3)
+        assert torch.equal(native.attention(q, k, v, mask.mT.contiguous().mT, 0.3), wanted)
+        apart = torch.stack([mask, ~mask], -1)[..., 0]
+        assert torch.equal(native.attention(q, k, v, apart, 0.3), wanted)
+    rows = torch.tensor([True, False, True])[:, None, None, None]
+    wanted = native.attention(q, k, v, rows.expand(3, 4, 53, 53).contiguous(), 0.3)
+    assert torch.equal(native.attention(q, k, v, rows.expand(3, 1, 1, 53), 0.3), wanted)
+
+
+@there
 @pytest.mark.parametrize("size", [SIZES["MRPC's"], SIZES["one query"]], ids=["MRPC's", "one query"])
 def test_a_query_that_sees_no_key_has_the_mean_of_all_values(size):
     mask, (q, k, v) = masked("some see nothing", size), draw(size)

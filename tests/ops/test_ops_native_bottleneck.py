@@ -167,6 +167,22 @@ def test_more_threads_change_nothing_but_the_order_of_sums():
 
 
 @there
+def test_all_is_the_same_each_time_whatever_thread_is_slow():
+    *given, grad = draw((2000, 64, 96, 24))
+    wanted, _ = exact(*given, grad, "gelu", 0.5)
+    before, runs = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(5)  # more than many a machine has, so that some come late
+        for _ in range(100):
+            out = native.bottleneck(*given, "gelu", 0.5)
+            runs.append((out, *torch.autograd.grad(out, given, grad)))
+    finally:
+        torch.set_num_threads(before)
+    near(runs[0][0], wanted)
+    assert all(torch.equal(one, other) for run in runs for one, other in zip(run, runs[0], strict=True))
+
+
+@there
 def test_small_numbers_have_their_tanh():
     x = torch.zeros(32, 32)
     x[:, 0] = 10.0 ** -torch.arange(32.0) * torch.tensor([1.0, -1.0]).repeat(16)

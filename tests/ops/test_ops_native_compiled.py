@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from intarsia.ops.native import activations, bottleneck, compiled, norms, products
 from intarsia.ops.native import attention as native
-from intarsia.ops.native import compiled
 
 there = pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 PROGRAM = """
@@ -39,6 +39,14 @@ def test_without_a_compiler_torch_computes_it_and_a_line_says_so(tmp_path):
     said, log = run(CC="false", XDG_CACHE_HOME=str(tmp_path))
     assert said == "not there"
     assert "attention.c cannot be compiled, so torch computes it" in log
+
+
+@pytest.mark.parametrize("module", [activations, native, bottleneck, norms, products], ids=lambda one: one.LIBRARY.name)
+def test_what_can_be_compiled_and_run_here_is_right(module):
+    """All other tests of a kernel are skipped where it is not."""
+    if module.LIBRARY._loaded() is None:
+        pytest.skip("needs a C compiler and torch with GNU OpenMP")
+    assert module.LIBRARY.there()
 
 
 @there

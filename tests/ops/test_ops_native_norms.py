@@ -88,6 +88,22 @@ def test_what_is_given_back_is_written_whole_and_the_same_each_time():
 
 
 @there
+def test_gradients_of_weights_are_the_same_each_time_whatever_thread_is_slow():
+    x, residual, own, gain, bias, grad, again = draw((4000, 64), PARTS["gain and bias"])
+    outs, before = native.summed_norm(x, residual, own, gain, bias), torch.get_num_threads()
+    wanted, wide = exact(x, residual, own, gain, bias)
+    slopes = torch.autograd.grad(wanted, wide[-2:], grad.double() + again)
+    try:
+        torch.set_num_threads(5)  # more than many a machine has, so that some come late
+        runs = [torch.autograd.grad(outs, (gain, bias), (grad, again), retain_graph=True) for _ in range(100)]
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(runs[0], slopes, strict=True):
+        near(one, other)
+    assert all(torch.equal(one, other) for run in runs for one, other in zip(run, runs[0], strict=True))
+
+
+@there
 def test_what_is_no_number_is_not_hidden():
     x, residual, own, *_ = draw(SIZES["MRPC's"], ())
     x = x.detach().clone()

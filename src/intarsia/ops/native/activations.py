@@ -34,14 +34,17 @@ def activation(x: Tensor, name: str) -> Tensor:
     made = getattr(x, "_intarsia_made", None)
     values = made.taken(x, name) if made is not None else None
     out: Any = _Activation.apply(x, ACTIVATIONS[name], (values,))
-    out._intarsia_bent = x, name, out._version
+    out._intarsia_bent = x, name, (x._version, out._version)
     return out
 
 
 def bent_from(y: Tensor) -> tuple[Tensor, str] | None:
-    """(x, name) of a y that `activation` has given and nobody has changed since; a product with it may take x's gradient along."""
-    x, name, version = getattr(y, "_intarsia_bent", (None, "", 0))
-    return None if x is None or y._version != version else (x, name)
+    """(x, name) of a y that `activation` has given while nobody has changed either since or waits for y's gradient; a product with
+    it may take x's gradient along."""
+    x, name, versions = getattr(y, "_intarsia_bent", (None, "", ()))
+    if x is None or (x._version, y._version) != versions or y._backward_hooks or y.retains_grad:
+        return None
+    return x, name
 
 
 class _Activation(Function):

@@ -3,8 +3,6 @@
  * One thread computes whole heads, so nothing depends on the threads. Queries and keys are filled up with zeros to
  * multiples of 32.
  */
-#include <omp.h>
-
 #include "matrices.h"
 
 #define BLOCK 64 /* queries at a time */

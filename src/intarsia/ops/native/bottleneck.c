@@ -4,8 +4,6 @@
  * A pass reads each row once, and the narrow side never leaves the cache. The weights are float32, as a task keeps them, and are
  * rounded here; so is the narrow side. Their gradients are float32, summed by each thread over its rows.
  */
-#include <omp.h>
-
 #include "matrices.h"
 
 #include "activations.h"

@@ -10,6 +10,7 @@
 #error GCC is needed: the threads of clang's OpenMP are not torch's
 #endif
 #include <math.h>
+#include <omp.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -291,11 +292,13 @@ INLINE part *parted(long count, long threads, long more) {
     return parts;
 }
 
-/* What is to be done next, of x->at's part; -1: nothing. The last that is left of a part is its own thread's. */
+/* What is to be done next, of x->at's part; -1: nothing. The last that is left of a part is its own thread's, if that came: OpenMP may
+ * give fewer than it was asked for. */
 INLINE long taken(part *parts, long count, worker *x) {
     for (; x->seen < count; x->seen++, x->at = x->at + 1 < count ? x->at + 1 : 0) {
         part *own = parts + x->at;
-        if (__atomic_load_n(&own->next, __ATOMIC_RELAXED) + (x->seen > 0) < own->end) {
+        const int spared = x->seen > 0 && x->at < omp_get_num_threads();
+        if (__atomic_load_n(&own->next, __ATOMIC_RELAXED) + spared < own->end) {
             const long found = __atomic_fetch_add(&own->next, 1, __ATOMIC_RELAXED);
             if (found < own->end) return found;
         }

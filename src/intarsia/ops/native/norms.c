@@ -4,8 +4,6 @@
  * A row is summed, normed and written while it is in the cache; backward adds up the gradients of two readers while it reads them.
  * All between is float32.
  */
-#include <omp.h>
-
 #include "matrices.h"
 
 typedef struct {

@@ -4,8 +4,6 @@
  * the rows stay in its core's cache from one kernel to the next, and each panel is read once. A row's numbers do not depend on the
  * others, nor on the number of threads.
  */
-#include <omp.h>
-
 #include "matrices.h"
 
 #include "activations.h"
