@@ -16,6 +16,7 @@ there = pytest.mark.skipif(not products.LIBRARY.there(), reason="needs a C compi
 SOURCE = """
 #include <unistd.h>
 #include "matrices.h"
+#include "threads.h"
 
 /* who[i]: the thread that did i, done[i]: how often it was done; as many threads as `team` come, 0 of them late. */
 int share(long count, long threads, int team, int helped, int late, int *who, int *done) {

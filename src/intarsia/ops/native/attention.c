@@ -4,6 +4,7 @@
  * multiples of 32.
  */
 #include "matrices.h"
+#include "threads.h"
 
 #define BLOCK 64 /* queries at a time */
 #define HIDDEN -1e38f

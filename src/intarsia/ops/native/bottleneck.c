@@ -5,6 +5,7 @@
  * rounded here; so is the narrow side. Their gradients are float32, summed by each thread over its rows.
  */
 #include "matrices.h"
+#include "threads.h"
 
 #include "activations.h"
 

@@ -5,6 +5,7 @@
  * All between is float32.
  */
 #include "matrices.h"
+#include "threads.h"
 
 typedef struct {
     long rows, width; /* width: a multiple of 32 */

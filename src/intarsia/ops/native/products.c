@@ -5,6 +5,7 @@
  * others, nor on the number of threads.
  */
 #include "matrices.h"
+#include "threads.h"
 
 #include "activations.h"
 
