@@ -222,6 +222,17 @@ def test_a_class_of_one_text_stays_in_training_however_large_the_share(write):
     assert sorted(splits.split("train").labels) == [0, 1, 2]
 
 
+@pytest.mark.parametrize("common", [0, 100])
+def test_classes_of_few_texts_give_their_share_together(write, common):
+    """Five texts of each of thirty classes: a tenth of each class alone would be none, and one row would choose."""
+    lines = [f"row {i},rare {i % 30}" for i in range(150)] + [f"often {i},common" for i in range(common)]
+    splits = load_data(DataSpec(train=write("a.csv", "text,label\n" + "\n".join(lines))))
+    found = Counter(splits.labels[label] for label in splits.split("validation").labels or [])
+    assert found.pop("common", 0) == common // 10
+    assert list(found.values()) == [1] * 15
+    assert set(splits.split("train").labels or []) == set(range(len(splits.labels)))
+
+
 def test_equal_texts_stay_on_one_side_of_the_split(write):
     lines = [f"row {i // 3},{'ab'[i // 3 % 2]}" for i in range(300)]
     splits = load_data(DataSpec(train=write("a.csv", "text,label\n" + "\n".join(lines)), validation_fraction=0.3))

@@ -16,8 +16,9 @@ TENTHS = ("train",) * 8 + ("validation", "test")
 def set_aside(rows: Rows, kind: str, fraction: float, seed: int) -> tuple[Rows, Rows]:
     """(train, validation): about `fraction` of the rows of every class go to validation, a function of `seed` alone.
 
-    Rows with equal text stay together, or validation would score what was trained on. A class of one text stays in
-    train. Only classification has classes to stratify by; other kinds are drawn from all rows.
+    Classes too small for a row of their own give that share together, one text each at most. Rows with equal text stay
+    together, or validation would score what was trained on. A class of one text stays in train. Only classification has
+    classes to stratify by; other kinds are drawn from all rows.
     """
     groups: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for row, texts in enumerate(rows.texts):
@@ -27,10 +28,16 @@ def set_aside(rows: Rows, kind: str, fraction: float, seed: int) -> tuple[Rows, 
         classes[rows.labels[group[0]] if kind == "classification" and rows.labels is not None else 0].append(group)
     rng = np.random.default_rng(seed)
     chosen: list[int] = []
+    small: list[list[list[int]]] = []
     for label in sorted(classes):
         members = classes[label]
         count = min(round(len(members) * fraction), len(members) - 1)
         chosen += [row for i in rng.permutation(len(members))[:count] for row in members[i]]
+        if not count and len(members) > 1:
+            small.append(members)
+    share = min(round(sum(map(len, small)) * fraction), len(small))
+    for i in rng.permutation(len(small))[:share]:
+        chosen += small[i][int(rng.integers(len(small[i])))]
     if not chosen:  # so few rows that every share rounded to none
         largest = max(classes.values(), key=len)
         if len(largest) < 2:
