@@ -61,6 +61,22 @@ def test_train_evaluate_predict(backbone, files, tmp_path):
     assert {first.label, second.label} <= {"pos", "neg"}
 
 
+def test_texts_that_are_cut_are_counted(backbone, files, tmp_path, caplog):
+    loaded = intarsia.Backbone.load(str(backbone), device="cpu")
+    done = train(loaded, files, tmp_path / "out", method="adapter", max_steps=1, max_length=8)
+    write_csv(long := tmp_path / "long.csv", [("good " * 20, "pos"), ("a bad film", "neg")])
+
+    def said(run):
+        caplog.clear()
+        run()
+        return [record.getMessage() for record in caplog.records if record.name == "intarsia"]
+
+    cut = ["1 of 2 texts cut to fit 8 tokens"]
+    assert said(lambda: intarsia.predict(done.folder, ["a good film", "good " * 20], backbone=loaded)) == cut
+    assert said(lambda: intarsia.evaluate(done.folder, str(long), backbone=loaded)) == cut
+    assert said(lambda: intarsia.predict(done.folder, ["a good film"], backbone=loaded)) == []
+
+
 def test_the_same_seed_gives_the_same_file(backbone, files, tmp_path):
     runs = [
         train(str(backbone), files, tmp_path / name, method="lora", max_steps=4, seed=3).folder for name in ("a", "b")

@@ -1,5 +1,6 @@
 """Using saved tasks: scores on labelled rows, and predictions on any rows."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,12 +9,12 @@ from typing import Any
 
 from intarsia.backbone import Backbone
 from intarsia.bank import TaskBank
-from intarsia.data import DataSpec, load_data, load_rows_for_prediction
+from intarsia.data import DataSpec, Rows, load_data, load_rows_for_prediction
 from intarsia.data.spec import SPLITS
 from intarsia.errors import ConfigError, DataError, TaskError, nearest
 from intarsia.heads import Decoding
 from intarsia.modes import own_modes
-from intarsia.rows import Prediction, room
+from intarsia.rows import Prediction, longest_input, room
 from intarsia.task import Task
 from intarsia.taskfile import read_description
 from intarsia.training import Scores, Writing
@@ -32,6 +33,7 @@ from intarsia.workflow.reading import (
     typed_rows,
 )
 
+log = logging.getLogger("intarsia")
 Folders = Path | str | Sequence[Path | str]
 
 
@@ -97,7 +99,7 @@ def evaluate(
     rows = splits.split(split if file is None else "test")
     if rows.labels is None:
         raise DataError(f"the {split} split has no labels to compare with; choose another --split, or use predict")
-    source = source_of(rows, ensemble.reader(tasks, backbone), backbone, batch_size)
+    source = _read(rows, ensemble.reader(tasks, backbone), backbone, batch_size)
     with resident(backbone, tasks) as bank:
         if combine is None:
             metrics, members = score(bank, task, source, writing).metrics, {}
@@ -139,7 +141,7 @@ def predict(
         rows = typed_rows(texts, task)
     else:
         rows = load_rows_for_prediction(origin(data), columns_of(task, text_columns), split, head_of(task).kind)
-    source = source_of(rows, ensemble.reader(tasks, backbone), backbone, batch_size)
+    source = _read(rows, ensemble.reader(tasks, backbone), backbone, batch_size)
     with resident(backbone, tasks) as bank:
         if combine is not None:
             answers, _ = _vote(bank, tasks, source, combine, writing)
@@ -194,6 +196,14 @@ def _open(folder: Folders, combine: str | None, where: Mapping[str, Any]) -> tup
     if combine is not None:
         ensemble.check(tasks, combine)
     return tasks, backbone
+
+
+def _read(rows: Rows, task: Task, backbone: Backbone, batch_size: int) -> Source:
+    """The batches of some rows; the log says if some had to be cut."""
+    source = source_of(rows, task, backbone, batch_size)
+    if cut := source.encoded.truncated:
+        log.warning("%s of %s texts cut to fit %s tokens", f"{cut:,}", f"{len(rows):,}", longest_input(task, backbone))
+    return source
 
 
 def _writing(task: Task, backbone: Backbone, changes: Mapping[str, Any] | None) -> Writing | None:
