@@ -10,7 +10,7 @@ from torch import Tensor
 
 from intarsia.backbone import Backbone
 from intarsia.backbone.entrance import Prompts
-from intarsia.backbone.language import generate, word_scores
+from intarsia.backbone.language import generate, own_draws, word_scores
 from intarsia.backbone.packed import Slots
 from intarsia.errors import ConfigError
 from intarsia.given import alike, check_positions, check_targets, out_of_training, parts_of, row_names, text_names
@@ -267,11 +267,8 @@ class TaskBank(Residents):
     ) -> list[Tensor]:
         part, decoder = _pick(batch, rows), self.backbone.kind == "decoder"
         prompts = self.entering(self.route(names), len(rows)) if decoder else None
-        devices = [self.backbone.device] if self.backbone.device.type == "cuda" else []
-        route = self.route(names, entered=decoder, beams=True)
-        with self.under(route), torch.random.fork_rng(devices=devices, enabled=decoding.sample):
-            if decoding.sample:
-                torch.manual_seed(decoding.seed)
+        route, seed = self.route(names, entered=decoder, beams=True), decoding.seed if decoding.sample else None
+        with self.under(route), own_draws(self.backbone, part["input_ids"], seed):
             return generate(self.backbone, part, decoding.settings(), prompts)
 
     def _names(self, batch: Mapping[str, Tensor], tasks: str | Sequence[str | None], new: int = 0) -> list[str | None]:

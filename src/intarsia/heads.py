@@ -123,7 +123,7 @@ class Decoding:
     top_p: float = 1.0
     """Sampling: from the likeliest tokens that hold this much of the probability."""
     seed: int = 0
-    """Of sampling; the same seed gives the same text on the same machine and batch."""
+    """Of sampling; the same seed gives the same text on the same machine and batch. Other batches draw other numbers."""
     static_cache: bool = False
     """A key-value cache of fixed size, as compiled decoding wants."""
 

@@ -93,6 +93,16 @@ def test_beam_search_over_mixed_rows_equals_each_row_alone(family):
             assert bank.generate(one, [name], decoding)[0].tolist() == mixed[i].tolist(), name
 
 
+@pytest.mark.parametrize("family", ["llama", "bart"])
+def test_each_batch_draws_numbers_of_its_own(family):
+    backbone, _ = writer(family)
+    bank, batch = TaskBank(backbone), prompts(family, 2)
+    other = {**batch, "input_ids": batch["input_ids"].flip(0)}
+    even = Decoding(max_new_tokens=8, sample=True, temperature=1e6, top_k=0)  # what is drawn is the noise alone
+    first, second = (bank.generate(one, [None, None], even) for one in (batch, other))
+    assert [new.tolist() for new in first] != [new.tolist() for new in second]
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "bart"])
 def test_sampling_is_the_seeds_alone(family):
     backbone, tasks = writer(family)

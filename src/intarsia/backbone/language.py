@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,6 +52,19 @@ def generate(
     stops = torch.isin(new, torch.tensor(ends, dtype=new.dtype, device=new.device))
     lengths = torch.where(stops.any(1), stops.int().argmax(1), new.shape[1]).tolist()
     return [row[:length] for row, length in zip(new, lengths, strict=True)]
+
+
+@contextmanager
+def own_draws(backbone: Backbone, ids: Tensor, seed: int | None) -> Iterator[None]:
+    """Random numbers that are a batch's own meanwhile, by its ids and the seed, or the first rows of all batches would be drawn
+    alike, and the second ones; the caller's are as before afterwards. seed: None: nothing is drawn."""
+    devices = [backbone.device] if backbone.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices, enabled=seed is not None):
+        if seed is not None:
+            seen = hashlib.sha256(ids.to("cpu", torch.int64).contiguous().numpy().tobytes())
+            seen.update(str(seed).encode())
+            torch.manual_seed(int.from_bytes(seen.digest()[:7], "big"))
+        yield
 
 
 @contextmanager
