@@ -153,6 +153,17 @@ def test_what_is_no_number_is_not_hidden():
 
 
 @there
+@pytest.mark.parametrize("keys", [32, 53, 150])
+def test_scores_beyond_all_numbers_are_not_hidden(keys):
+    """All of a query's are minus infinity: torch has no number for it, and neither has a kernel that fills up its keys."""
+    q, k, v = (torch.full((1, 2, keys, 32), number).bfloat16() for number in (1, 1e30, 1))
+    q[0, 1, 3] = -1e30
+    out = native.attention(q, k, v, None, 0.3)
+    assert bool(out[0, 1, 3].isnan().all())
+    assert int(out.isnan().any(-1).sum()) == 1
+
+
+@there
 def test_the_number_of_threads_changes_no_bit():
     before, found = torch.get_num_threads(), []
     try:

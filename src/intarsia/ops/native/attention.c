@@ -54,7 +54,10 @@ INLINE void softmax(bf16 *to, float *s, float *kept, int first, float scale, con
             if (first) most[r] = larger(most[r], OWN(r, j));
         }
     if (first)
-        for (int r = 0; r < rows; r++) kept[2 * r] = largest(most[r]);
+        for (int r = 0; r < rows; r++) {
+            const float own = largest(most[r]);
+            kept[2 * r] = own < HIDDEN ? NAN : own; /* minus infinity, but for what is behind the last key */
+        }
 #pragma GCC unroll 8
     for (long j = 0; j < across; j += LANES)
 #pragma GCC unroll 2
