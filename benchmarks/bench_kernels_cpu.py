@@ -34,10 +34,7 @@ at the memory's rate; the peak is the middle of looks between the steps (registe
 threads. Most operands are in caches, so the first is the floor that counts. `ms`: the middle over the steps, `least`: the least.
 
 `step`: all of it; `kernels`: the sum of the kernels'; `rest`: Python, torch's dispatcher, and torch's own small operations.
-
-{notes}
 """
-NOTES = ""
 
 
 class Call(NamedTuple):
@@ -71,7 +68,8 @@ def described(function: str, shape: ctypes.Structure, arguments: Sequence[object
         rows, across = size("rows"), size("reads") + size("writes")
         narrow = -(-size("width") // 32) * 32
         backward = function.endswith("backward")
-        moved = rows * (across + (size("reads") if backward else size("writes")))
+        more = size("reads") if backward else 0 if size("same") else size("writes")  # an adapter's x is its y
+        moved = rows * (across + more)
         return Call(function.replace("_", " "), 2.0 * rows * narrow * across * (2 if backward else 1), 2.0 * moved)
     if function.startswith("norm"):
         return Call(function.replace("_", " "), 0.0, 2.0 * size("rows") * size("width") * 4)
@@ -243,7 +241,7 @@ def main() -> None:
             print(*rows, sep="\n", flush=True)
             table += rows
     if not given.dry:
-        write_results("kernels_cpu", "The kernels for CPUs, within a step", table, text=TEXT.format(notes=NOTES))
+        write_results("kernels_cpu", "The kernels for CPUs, within a step", table, text=TEXT)
 
 
 if __name__ == "__main__":

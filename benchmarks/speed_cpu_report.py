@@ -52,8 +52,7 @@ cores. `fastest 20 steps` tells what was disturbed least, for all contenders ali
 
 In turn: both goals are met by LoRA and adapters on both hosts, whether their head reads the first token or the mean (2.65 to 3.14
 times the fastest peer's best, 5.1 to 6.3 times its defaults). The first is met by all. The second is missed by prefixes on host 6
-(2.31; 2.77 on host 7) and by prompts on host 7 (2.48; 2.59 on host 6), whose virtual tokens do not count here. The code of f54479d
-had 1.9 times the best on another host.
+(2.31; 2.77 on host 7) and by prompts on host 7 (2.48; 2.59 on host 6), whose virtual tokens do not count here.
 
 One after the other, of older code: by the fastest 20 steps the first goal is met by all six on host 1 (4.7 to 5.8) and by LoRA and
 adapters with first-token heads on host 2 (4.7 and 4.6; the others 3.7 to 3.9). The second was missed on both, by LoRA with 2.45 and

@@ -14,20 +14,22 @@ from ops.c_code import loaded
 
 there = pytest.mark.skipif(not products.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
 SOURCE = """
-#include <unistd.h>
 #include "matrices.h"
 #include "threads.h"
 
-/* who[i]: the thread that did i, done[i]: how often it was done; as many threads as `team` come, 0 of them late. */
+/* who[i]: the thread that did i, done[i]: how often it was done; as many threads as `team` come, 0 of them when `late` are
+ * done. */
 int share(long count, long threads, int team, int helped, int late, int *who, int *done) {
+    int finished = 0;
     part *parts = parted(count, threads, 0);
 #pragma omp parallel num_threads(team)
     {
         worker own = {.at = omp_get_thread_num()};
-        if (late && own.at == 0) usleep(300000);
+        while (own.at == 0 && __atomic_load_n(&finished, __ATOMIC_RELAXED) < late) {}
         for (long i; (i = taken(parts, helped ? threads : 1, &own)) >= 0;) {
             who[i] = omp_get_thread_num();
             __atomic_fetch_add(done + i, 1, __ATOMIC_RELAXED);
+            __atomic_fetch_add(&finished, 1, __ATOMIC_RELAXED);
         }
     }
     free(parts);
@@ -40,10 +42,10 @@ int share(long count, long threads, int team, int helped, int late, int *who, in
 def share(tmp_path_factory):
     call = loaded(SOURCE, tmp_path_factory.mktemp("threads")).share
 
-    def run(count, threads, *, team=None, helped=True, late=False):
+    def run(count, threads, *, team=None, helped=True, late=0):
         who, done = torch.zeros(2, count, dtype=torch.int32)
         places = (ctypes.c_void_p(x.data_ptr()) for x in (who, done))
-        call(ctypes.c_long(count), ctypes.c_long(threads), team or threads, int(helped), int(late), *places)
+        call(ctypes.c_long(count), ctypes.c_long(threads), team or threads, int(helped), late, *places)
         return who.tolist(), done.tolist()
 
     return run
@@ -66,7 +68,7 @@ def test_all_is_done_once_by_fewer_threads_than_were_asked_for(share, count, tea
 
 @there
 def test_nobody_waits_for_a_slow_one(share):
-    who, done = share(100, 2, late=True)
+    who, done = share(100, 2, late=99)
     assert done == [1] * 100
     assert who[50:] == [1] * 50
     assert who[:49] == [1] * 49
@@ -75,7 +77,7 @@ def test_nobody_waits_for_a_slow_one(share):
 
 @there
 def test_without_help_each_does_their_own(share):
-    who, done = share(99, 2, helped=False, late=True)
+    who, done = share(99, 2, helped=False, late=50)
     assert (who, done) == ([0] * 49 + [1] * 50, [1] * 99)
 
 

@@ -1,4 +1,4 @@
-"""torch's once_differentiable, which costs a backward pass of many small steps a twentieth of its time, only where it is needed."""
+"""torch's once_differentiable, which costs each small step of a backward pass some Python, only where it is needed."""
 
 from collections.abc import Callable
 from functools import wraps
