@@ -10,6 +10,7 @@ from intarsia.backbone.packed import Segments, packed
 from intarsia.bank import TaskBank
 from intarsia.errors import UnsupportedError
 from intarsia.methods import LoRA, PrefixTuning
+from intarsia.ops.native import attention as native
 from intarsia.task import Task
 from seams.byhand import EXACT, Exact, alone, padded, task64, wrap64
 
@@ -67,6 +68,47 @@ def test_a_bf16_backbone_on_a_cpu_takes_them_with_and_without_prefixes(family, t
         calls.clear()
         low.features(batch)
     assert calls, "also after the last prefix has gone"
+
+
+def wide(family):
+    """With heads as wide as the kernel wants them; Llama's share their keys."""
+    common = {
+        "vocab_size": 97,
+        "hidden_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
+    torch.manual_seed(0)
+    if family == "bert":
+        return tf.BertModel(tf.BertConfig(**common))
+    return tf.LlamaForCausalLM(tf.LlamaConfig(**common, num_key_value_heads=2))
+
+
+@pytest.mark.skipif(not native.LIBRARY.there(), reason="needs a C compiler and torch with GNU OpenMP")
+@pytest.mark.parametrize("family", ["bert", "llama"])
+def test_the_kernel_puts_prefixes_before_the_keys_of_their_rows(family, monkeypatch):
+    """In a mixed batch: prefixes of two lengths, one of them for two rows, and a row without."""
+    backbone = Backbone.wrap(wide(family).bfloat16())
+    methods = {"long": PrefixTuning(length=7, mid=8), "flat": PrefixTuning(length=2, mid=None, init_std=0.5)}
+    tasks = [Task.new(name, backbone, method, seed=0) for name, method in methods.items()]
+    bank, batch, found, calls = TaskBank(backbone, tasks), padded(family, 4, "left"), [], []
+    real = native.attention
+    monkeypatch.setattr(native, "attention", lambda *given: calls.append(given[5] is not None) or real(*given))
+    for there in (True, False):
+        monkeypatch.setattr(native.LIBRARY, "_trusted", there)
+        out = bank(batch, tasks=["long", "long", None, "flat"])
+        learnt = [p for task in tasks for p in task.parameters()]
+        ways = torch.randn(len(out), *out[0].shape, generator=torch.Generator().manual_seed(1))
+        loss = sum(
+            (x.float() * way * m[:, None]).sum() for x, way, m in zip(out, ways, batch["attention_mask"], strict=True)
+        )
+        found.append([*out, *torch.autograd.grad(loss, learnt)])
+    assert calls.count(True) == 2 * 2  # two layers, two tasks
+    assert calls.count(False) == 1  # a row without any has no gradients in the first layer
+    for one, other in zip(*found, strict=True):
+        one, other = one.detach().float(), other.detach().float()
+        assert float((one - other).norm()) < 0.03 * float(other.norm())
 
 
 def doge():

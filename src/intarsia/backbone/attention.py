@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from intarsia.backbone.attention_products import products, wants_products
-from intarsia.ops import Before, prefixed_attention
+from intarsia.ops import Before, prefixed_attention, with_prefix
 
 
 class Prefix(NamedTuple):
@@ -106,7 +106,10 @@ def _attend(
             longer = torch.zeros(longer.shape, dtype=query.dtype, device=longer.device).masked_fill(
                 ~longer, torch.finfo(query.dtype).min
             )
-        k, v = (_before(own_keys, x) for own_keys, x in ((part.key, k), (part.value, v)))
+        if inner is products:
+            own["prefix"] = part.key, part.value
+        else:
+            k, v = with_prefix(part.key, k), with_prefix(part.value, v)
         # A mask of our own says all; left to itself sdpa would cut the keys to the first T, and lose the last P real ones.
         found.append(inner(module, q, k, v, longer, is_causal=False, **own))
     return found[0] if len(found) == 1 else _joined(found)
@@ -121,13 +124,6 @@ def wanted(module: nn.Module, rows: int) -> Sequence[Prefix] | Before | None:
 def _own(x: Tensor, span: slice) -> Tensor:
     """Of some rows; (1, ...) is everyone's."""
     return x if x.shape[0] == 1 else x[span]
-
-
-def _before(prefix: Tensor, x: Tensor) -> Tensor:
-    """(N, H, P, D) and (R, H, S, D) -> (R, H, P + S, D), in one copy."""
-    count = prefix.shape[0]
-    each = x.unflatten(0, (count, x.shape[0] // count))
-    return torch.cat([prefix.to(x.dtype)[:, None].expand(-1, each.shape[1], -1, -1, -1), each], dim=3).flatten(0, 1)
 
 
 def _joined(found: Sequence[Result]) -> Result:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from intarsia.methods.base import KeyValueDelta, linear_parameters
+from intarsia.ops import linear
 
 Shape = tuple[int, int, int]
 """Key-value heads H, width of a key D_k, width of a value D_v."""
@@ -76,7 +77,7 @@ class PrefixSource(nn.Module):
 
     def forward(self) -> Tensor:
         """Returns (N, P, mid)."""
-        return torch.tanh(self.prompt @ self.weight.mT + self.bias[:, None])
+        return torch.tanh(linear(self.prompt, self.weight, self.bias))
 
 
 class ReparameterisedPrefixDelta(_Prefix):
@@ -111,7 +112,7 @@ class ReparameterisedPrefixDelta(_Prefix):
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """The MLP's output."""
-        both = self._shared[0]() @ self.weight.mT + self.bias[:, None]
+        both = linear(self._shared[0](), self.weight, self.bias)
         tasks, length, _ = both.shape
         keys = self.heads * self.key_width
         key = both[..., :keys].reshape(tasks, length, self.heads, self.key_width)

@@ -3,7 +3,7 @@
 from intarsia.ops.activations import ACTIVATIONS
 from intarsia.ops.adamw import Rates, adamw
 from intarsia.ops.addressed import NOBODY, At, Before, Rows, adapt_, add_norms_, add_vectors_, offsets_from, whole_norms
-from intarsia.ops.attention import product_attention
+from intarsia.ops.attention import product_attention, with_prefix
 from intarsia.ops.choice import fused
 from intarsia.ops.dropout import keyed_dropout
 from intarsia.ops.fast import (
@@ -75,4 +75,5 @@ __all__ = [
     "takes_panels",
     "whole_norm",
     "whole_norms",
+    "with_prefix",
 ]

@@ -3,7 +3,7 @@
 Without gradients torch's kernel is good, for a few queries the best. Else ours computes it where it can (`native/attention.py`);
 what is left is written out as two products and a softmax.
 
-B rows, H heads, T queries, S keys, D width of a head.
+B rows, H heads, T queries, S keys, D width of a head; N prefixes of P positions, each for B / N neighbouring rows.
 """
 
 from typing import Any
@@ -21,16 +21,25 @@ MANY = 16
 
 
 def product_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, dropout: float = 0.0
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    dropout: float = 0.0,
+    prefix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """softmax(scale q k^T + mask) v.   q: (B, H, T, D), k, v: (B, H, S, D) -> (B, H, T, D).
+    """softmax(scale q [P_k; k]^T + mask) [P_v; v].   q: (B, H, T, D), k, v: (B, H, S, D) -> (B, H, T, D).
 
-    mask: what is added to the scores, (B or 1, H or 1, T or 1, S); or bool, true where a query sees a key; None: it sees all. A
-    query that sees no key has the mean of all, or zeros. The softmax is fp32 or wider. dropout: of the probabilities.
+    mask: what is added to the scores, (B or 1, H or 1, T or 1, P + S); or bool, true where a query sees a key; None: it sees all. A
+    query that sees no key has the mean of all, or zeros. The softmax is fp32 or wider. dropout: of the probabilities. prefix: keys
+    and values (N, H, P, D).
     """
-    learns = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+    learns = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v, *(prefix or ())))
     if not dropout and (learns or q.shape[2] >= MANY) and native.takes(q, k, v, mask):
-        return native.attention(q, k, v, mask, scale)
+        return native.attention(q, k, v, mask, scale, prefix)
+    if prefix is not None:
+        k, v = (with_prefix(own, x) for own, x in zip(prefix, (k, v), strict=True))
     added = mask if mask is None or mask.dtype == torch.bool else mask.to(q.dtype)
     if not learns:
         return F.scaled_dot_product_attention(q, k, v, added, dropout, scale=scale)
@@ -40,6 +49,13 @@ def product_attention(
     if added is not None:
         scores = scores.masked_fill(~added, _lowest(scores)) if added.dtype == torch.bool else scores + added
     return F.dropout(_softmax(scores), dropout) @ v
+
+
+def with_prefix(prefix: Tensor, x: Tensor) -> Tensor:
+    """(N, H, P, D) and (B, H, S, D) -> (B, H, P + S, D), in one copy."""
+    count = prefix.shape[0]
+    each = x.unflatten(0, (count, x.shape[0] // count))
+    return torch.cat([prefix.to(x.dtype)[:, None].expand(-1, each.shape[1], -1, -1, -1), each], dim=3).flatten(0, 1)
 
 
 def _lowest(scores: Tensor) -> float:

@@ -12,7 +12,9 @@
 
 typedef struct {
     long rows, heads, queries, keys, width;
+    long before, each;           /* of the keys, those that stand before a row's own; they are the same for so many neighbouring rows */
     long q[3], k[3], v[3], o[3]; /* strides of row, head and position, in numbers */
+    long prefix[3];              /* and of what stands before: of keys and of values */
     long mask[4];                /* of row, head, query and key, in bytes */
     float scale;
 } shape;
@@ -138,6 +140,24 @@ static int furnished(desk *x, long across, long D, int backward) {
     return 1;
 }
 
+/* A head's keys, or values, with those before its own, filled up. */
+INLINE void collect(bf16 *to, const shape *z, const bf16 *own, const long *stride, const bf16 *prefix, long row, long head, long below,
+                    long beside) {
+    const long P = z->before, S = z->keys, D = z->width;
+    if (P)
+        gather(to, head_of(prefix, z->prefix, row / z->each, head), z->prefix[2], P, D,
+               head_of(prefix, z->prefix, below / z->each, beside));
+    gather(to + P * D, head_of(own, stride, row, head), stride[2], S - P, D, head_of(own, stride, below, beside));
+    if (P) memset(to + S * D, 0, (padded(S) - S) * D * sizeof(bf16)); /* the other one was filled up by itself */
+}
+
+/* The gradients of them: those before its own are float32, (rows, heads, before, width). */
+INLINE void spread(const shape *z, const float *from, bf16 *own, const long *stride, float *prefix, long row, long head) {
+    const long size = z->before * z->width;
+    if (prefix) memcpy(prefix + (row * z->heads + head) * size, from, size * sizeof(float));
+    if (own) narrow(own + row * stride[0] + head * stride[1], stride[2], from + size, z->keys - z->before, z->width);
+}
+
 /* The probabilities of n queries from t on, in x->scores and x->seen; the rows up to a multiple of 32 are zeros in the latter. */
 INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, float *kept, int first, long row, long head,
                  const bf16 *ahead, long t, long n, long across) {
@@ -158,7 +178,8 @@ INLINE void look(desk *x, const shape *z, const bf16 *q, const uint8_t *mask, fl
 
 /* out = softmax(scale q k^T, hidden where mask is 0) v. mask may be 0, as may kept: (rows, heads, queries, 2), what backward wants.
  * 0: done; 1: no memory. */
-int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *v, const uint8_t *mask, bf16 *out, float *kept) {
+int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *prefix_k, const bf16 *prefix_v,
+                      const uint8_t *mask, bf16 *out, float *kept) {
     const long S = z->keys, D = z->width, across = padded(S);
     const long threads = omp_get_max_threads();
     part *parts = parted(z->rows * z->heads, threads, 0);
@@ -175,9 +196,9 @@ int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *
             const long row = at / z->heads, head = at % z->heads;
             const long then = at + 1 < z->rows * z->heads ? at + 1 : at, below = then / z->heads, beside = then % z->heads;
             fetch(out, z->o, row, head, z->queries, D);
-            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D, head_of(k, z->k, below, beside));
+            collect(x.some, z, k, z->k, prefix_k, row, head, below, beside);
             turn(x.turned_keys, x.some, across, D / 2);
-            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D, head_of(v, z->v, below, beside));
+            collect(x.some, z, v, z->v, prefix_v, row, head, below, beside);
             pair(x.values, x.some, across, D);
             for (long t = 0; t < z->queries; t += BLOCK) {
                 const long n = z->queries - t < BLOCK ? z->queries - t : BLOCK;
@@ -194,10 +215,11 @@ int attention_forward(const shape *z, const bf16 *q, const bf16 *k, const bf16 *
     return failed;
 }
 
-/* The gradients of q, k and v, each with the strides in `to`, from that of out, with those in z->o. Each may be 0. The
- * probabilities are computed again: it is quicker than to keep them, and long texts have room. */
-int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf16 *k, const bf16 *v, const uint8_t *mask,
-                       float *kept, const bf16 *grad, bf16 *dq, bf16 *dk, bf16 *dv) {
+/* The gradients of q, k and v, each with the strides in `to`, and of the prefix, from that of out, with those in z->o. Each may be
+ * 0. The probabilities are computed again: it is quicker than to keep them, and long texts have room. */
+int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf16 *k, const bf16 *v, const bf16 *prefix_k,
+                       const bf16 *prefix_v, const uint8_t *mask, float *kept, const bf16 *grad, bf16 *dq, bf16 *dk, bf16 *dv,
+                       float *prefix_dk, float *prefix_dv) {
     const long S = z->keys, D = z->width, across = padded(S);
     const long threads = omp_get_max_threads();
     part *parts = parted(z->rows * z->heads, threads, 0);
@@ -213,10 +235,11 @@ int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf1
         for (long at; !failed && (at = taken(parts, threads, &own)) >= 0;) {
             const long row = at / z->heads, head = at % z->heads;
             const long then = at + 1 < z->rows * z->heads ? at + 1 : at, below = then / z->heads, beside = then % z->heads;
-            fetch(dq, to->q, row, head, z->queries, D), fetch(dk, to->k, row, head, S, D), fetch(dv, to->v, row, head, S, D);
-            gather(x.some, head_of(v, z->v, row, head), z->v[2], S, D, head_of(v, z->v, below, beside));
+            fetch(dq, to->q, row, head, z->queries, D);
+            fetch(dk, to->k, row, head, S - z->before, D), fetch(dv, to->v, row, head, S - z->before, D);
+            collect(x.some, z, v, z->v, prefix_v, row, head, below, beside);
             turn(x.values, x.some, across, D / 2);
-            gather(x.some, head_of(k, z->k, row, head), z->k[2], S, D, head_of(k, z->k, below, beside));
+            collect(x.some, z, k, z->k, prefix_k, row, head, below, beside);
             turn(x.turned_keys, x.some, across, D / 2);
             pair(x.keys, x.some, across, D);
             for (long t = 0; t < z->queries; t += BLOCK) {
@@ -233,21 +256,21 @@ int attention_backward(const shape *z, const shape *to, const bf16 *q, const bf1
                     product(0, x.narrow, D, x.inner, across, x.keys, D, high, D, across);
                     narrow(dq + row * to->q[0] + head * to->q[1] + t * to->q[2], to->q[2], x.narrow, n, D);
                 }
-                if (dk) {
+                if (dk || prefix_dk) {
                     pair(x.queries, x.asked, high, D);
                     pair(x.pairs, x.inner, high, across);
                     turn(x.turned, x.pairs, high / 2, across);
                     product(t > 0, x.for_k, D, (bf16 *)x.turned, high, x.queries, D, across, D, high);
                 }
-                if (dv) {
+                if (dv || prefix_dv) {
                     pair(x.grads, x.given, high, D);
                     pair(x.pairs, x.seen, high, across);
                     turn(x.turned, x.pairs, high / 2, across);
                     product(t > 0, x.for_v, D, (bf16 *)x.turned, high, x.grads, D, across, D, high);
                 }
             }
-            if (dk) narrow(dk + row * to->k[0] + head * to->k[1], to->k[2], x.for_k, S, D);
-            if (dv) narrow(dv + row * to->v[0] + head * to->v[1], to->v[2], x.for_v, S, D);
+            spread(z, x.for_k, dk, to->k, prefix_dk, row, head);
+            spread(z, x.for_v, dv, to->v, prefix_dv, row, head);
         }
         leave(&before);
         free(x.memory);
