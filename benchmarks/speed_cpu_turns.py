@@ -80,7 +80,7 @@ def in_turns(jobs: Sequence[str], args: argparse.Namespace) -> None:
             one.go()
         cycle += 1
     for one in contenders:
-        row: dict[str, Any] = {"job": one.job, **one.row}
+        row: dict[str, Any] = {"job": one.job, "cores": size, **one.row}
         print(json.dumps(row), flush=True)
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
