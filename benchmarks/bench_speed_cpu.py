@@ -46,11 +46,12 @@ SPEED = [
     *(f"pack:{members}" for members in (1, 4, 8)),
     *(f"reuse:{where}" for where in ("all", "top-half", "top-third", "head")),
 ]
+SEEDS = 5
 QUALITY = [
     *(f"quality:ours:{method}{more}" for more in ("", ":first-token") for method in OURS),
-    *(f"quality:{who}:{m}:{how}:{seed}" for how in ("best", "defaults") for seed in range(3) for who, m in PEERS),
+    *(f"quality:{who}:{m}:best:{seed}" for seed in range(SEEDS) for who, m in PEERS),
+    *(f"quality:{who}:{m}:defaults:{seed}" for seed in range(3) for who, m in PEERS),  # a constant answer, all of them
 ]
-SEEDS = 5
 QUIET = 0.05
 """Share of the machine that other processes may use in a measurement that counts."""
 PEERS_NEED = ["torch==2.13.0", "adapters==1.3.0", "transformers==4.57.6", "accelerate==1.15.0"]

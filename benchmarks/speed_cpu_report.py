@@ -48,28 +48,24 @@ of adapters' own. The two rounds of LoRA differ by a fifth, of a kind that proce
     "speed_cpu_amx": """\
 The goals were set on two processors with AMX: 4.5 x the peers' defaults and 2.5 x their best settings. These are two of a host's,
 and each gives either the whole of a core's AMX or half of it, or less, since neighbours (other machines of the same host) share the
-cores. `fastest 20 steps` tells what was disturbed least, for all contenders alike.
+cores.
 
-In turn: both goals are met by LoRA and adapters on both hosts, whether their head reads the first token or the mean (2.65 to 3.14
-times the fastest peer's best, 5.1 to 6.3 times its defaults). The first is met by all. The second is missed by prefixes on host 6
-(2.31; 2.77 on host 7) and by prompts on host 7 (2.48; 2.59 on host 6), whose virtual tokens do not count here.
+On host 8 both goals are met by all six: 2.56 to 3.29 times the fastest peer's best, 4.58 to 5.43 times its defaults. Hosts 6 and 7
+are of the code before it, where LoRA and adapters met both (2.65 to 3.14, 5.1 to 6.3), prefixes the second on one of them (2.31,
+2.77) and prompts (2.48, 2.59), whose virtual tokens do not count here. Since then attention's kernel takes a prefix where it lies,
+where keys and values were copied behind it.
 
-One after the other, of older code: by the fastest 20 steps the first goal is met by all six on host 1 (4.7 to 5.8) and by LoRA and
-adapters with first-token heads on host 2 (4.7 and 4.6; the others 3.7 to 3.9). The second was missed on both, by LoRA with 2.45 and
-2.34 just so, by the others with 1.9 to 2.35; host 5 had nothing beside it, and there LoRA has 2.71 times the peers' best, 2.58 in
-its best whole run against their best, but 1.9 in the middle of its three runs; adapters 2.01. In the middle of whole runs it is 3.4
-to 4.7 and 1.6 to 2.2 times on host 1, 3.1 to 4 and 1.75 to 2.2 times on host 2. Hosts 3 and 4 had other measurements beside these:
-1.5 to 1.9 times by the fastest 20 steps, 1.7 to 2.3 in the middle.
+More processors (a host's 16 are two threads each of eight cores; 16 on another host than 2 to 8): LoRA has 3.29 times the fastest
+peer's best on 4, 3.95 on 8, 5.33 on 16; adapters 2.98, 3.62, 4.81. From 2 to 16 LoRA becomes 3.4 times as fast, the peers 1.8.
 
-What came for AMX: of the rows of older code frozen products in oneDNN's own layout of the weights, one for queries, keys and values
-each way, and LoRA's sum within its product; of the rows in turn kernels in C (`ops/native`) for attention, frozen products with the
-activations behind them, adapters and LoRA, and norms behind residual sums. Each core begins with the same rows in all of them, and
-whoever is done helps the others, since neighbours slow down one core and not the other. Memory: two more copies of the
-linear layers' weights, 42 MB here, one where nobody trains through them; a trunk for which two were over a tenth of the machine's
-memory has none. `floor` has plain products.
+`quality`: trained on such processors by their own kernels, five seeds; the same within its spread as on GPUs. `pack`: the middle of
+five runs on three hosts, `reuse` likewise, all of older code, as are the floors; one run differs from another by more than what
+packs do. Where a step's time goes: [kernels_cpu.md](kernels_cpu.md).
 
-Packs and reuse: the middle of five runs on three hosts, older code among them; what one run differs from another is more than what
-packs do.
+What came for AMX: kernels in C (`ops/native`) for attention, frozen products with the activations behind them, adapters and LoRA,
+and norms behind residual sums. Each core begins with the same rows in all of them, and whoever is done helps the others, since
+neighbours slow down one core and not the other. Memory: two more copies of the linear layers' weights, 42 MB here, one where nobody
+trains through them; a trunk for which two were over a tenth of the machine's memory has none. `floor` has plain products.
 
 With first-token heads adapters and LoRA are as good as with means; prefixes answer the same for all, which is what three epochs of
 peft's prefixes at their defaults do, too, so choose means for these.
@@ -78,17 +74,16 @@ peft's prefixes at their defaults do, too, so choose means for these.
 """What is said of a page's measurements."""
 TURNS = {
     "speed_cpu_amx": """\
-`in turn`: all are there at once on the same two processors, the least disturbed of a host's, and each takes four steps after the
+`in turn`: all are there at once on the same processors, the least disturbed of a host's, and each takes four steps after the
 other, in cycles: what neighbours disturb they disturb for all. `x best`, `x defaults`: the middle over the cycles, and the
-quarters, of its rate beside the fastest peer's in the same cycle. Of commit b02c626; all other rows are of older code.
+quarters, of its rate beside the fastest peer's in the same cycle.
 
 """
 }
 HOW = {
     "speed_cpu": "24 timed steps after 6",
     "speed_cpu_amx": (
-        "100 timed steps after 30 (of hosts 3 to 5 60 or 70), of the peers' defaults and the floor 40 after 10, of packs 48 or 96 "
-        "after 16"
+        "48 steps in turn after 24, on more processors than two 24 after 8; of the floor 40 after 10, of packs 48 or 96 after 16"
     ),
 }
 METHODS = {"adapter": "adapter", "lora": "LoRA", "prefix": "prefix", "prompt": "prompt"}
@@ -103,8 +98,8 @@ def read(paths: Sequence[Path]) -> tuple[dict[str, list[dict[str, Any]]], list[d
         row = json.loads(line)
         if "about" in row:
             facts.append(row["about"])
-        elif "turns" in row:
-            continue  # of `turned`
+        elif "turns" in row or "here" in row:
+            continue  # of `turned`, of `quality_here`
         elif "failed" not in row:
             jobs.setdefault(row["job"], []).append(row)
     return jobs, facts
@@ -135,6 +130,15 @@ def quality_of(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def scores(jobs: dict[str, list[dict[str, Any]]], job: str) -> list[dict[str, Any]]:
+    """The runs that tell how good a contender is."""
+    who, method, settings = job.split(":")
+    own = {"default": f"quality:ours:{method}", "first-token": f"quality:ours:{method}:first-token"}
+    if who == "ours":
+        return jobs.get(own.get(settings, ""), [])
+    return [row for name, rows in jobs.items() if name.startswith(f"quality:{job}:") for row in rows]
+
+
 def contenders(jobs: dict[str, list[dict[str, Any]]], more: dict[str, Any]) -> list[dict[str, Any]]:
     """Ours and the peers, one task each. more: what every row says."""
 
@@ -151,13 +155,6 @@ def contenders(jobs: dict[str, list[dict[str, Any]]], more: dict[str, Any]) -> l
     for job in [job for job in jobs if job.split(":")[0] in ("ours", "peft", "adapters")]:
         who, method, settings = job.split(":")
         ours, speed = who == "ours", speed_of(jobs[job])
-        scores = [
-            row
-            for name, rows in jobs.items()
-            if name == f"quality:{who}:{method}" + (f":{settings}" if settings == "first-token" else "")
-            or name.startswith(f"quality:{who}:{method}:{settings}:")
-            for row in rows
-        ]
         ratios = {"x defaults": fastest(True, "tokens/s"), "x best": fastest(False, "tokens/s"), "of the floor": floor}
         least = speed.get("fastest 20 steps")
         undisturbed = {
@@ -174,7 +171,7 @@ def contenders(jobs: dict[str, list[dict[str, Any]]], more: dict[str, Any]) -> l
                 **speed,
                 **{key: round(speed["tokens/s"] / of, 2) if ours and of else None for key, of in ratios.items()},
                 **{key: round(least / of, 2) if ours else None for key, of in undisturbed.items() if of and least},
-                **quality_of(scores if not ours or settings in ("default", "first-token") else []),
+                **quality_of(scores(jobs, job)),
             }
         )
     return found
@@ -190,15 +187,38 @@ def against_first(jobs: dict[str, list[dict[str, Any]]], kind: str, column: str,
     ]
 
 
-def turned(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Contenders that took turns on the same processors of a host."""
+def quality_here(paths: Sequence[Path]) -> list[dict[str, Any]]:
+    """Of runs on these processors, with their kernels."""
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    jobs: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if "here" in row:
+            jobs.setdefault(row["job"], []).append(row)
+    return [
+        {
+            "job": "quality",
+            "who": "intarsia",
+            "method": METHODS[job.split(":")[2]],
+            "settings": job.split(":")[3],
+            **quality_of(own),
+        }
+        for job, own in jobs.items()
+    ]
+
+
+def turned(paths: Sequence[Path], jobs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Contenders that took turns on the same processors of a host, and the quality of each."""
     rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
     rows = [row for row in rows if "turns" in row]
-    hosts = sorted({row["host"] for row in rows})
-    return [one for host in hosts for one in _turned([row for row in rows if row["host"] == host])]
+    places = sorted({(row["cores"], row["host"]) for row in rows})
+    return [
+        one | quality_of(scores(jobs, job))
+        for place in places
+        for job, one in _turned([row for row in rows if (row["cores"], row["host"]) == place])
+    ]
 
 
-def _turned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _turned(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     """Of each turn its rate beside the fastest peer's in the same cycle. That is the peer whose turns are the fastest in their
     middle."""
     peers = [row for row in rows if not row["job"].startswith("ours:")]
@@ -214,22 +234,23 @@ def _turned(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             each = sorted(own / its for own, its in zip(row["turns"], fastest["turns"], strict=True))
             low, middle, high = statistics.quantiles(each, n=4)
             of |= {key: round(middle, 2), f"{key}, quarters": f"{low:.2f} to {high:.2f}"}
-        found.append(
-            {
-                "job": "in turn",
-                "host": row["host"],
-                "who": "intarsia" if who == "ours" else who,
-                "method": METHODS.get(method, method),
-                "settings": settings,
-                "tokens/s": round(statistics.median(row["turns"])),
-                "slowest": round(min(row["turns"])),
-                "fastest": round(max(row["turns"])),
-                "ms a step": row["ms_per_step"],
-                "peak MiB": row["peak_mib"],
-                "cycles": len(row["turns"]),
-                **of,
-            }
-        )
+        one = {
+            "job": "in turn",
+            "processors": row["cores"],
+            "host": row["host"],
+            "measured at": row["commit"],
+            "who": "intarsia" if who == "ours" else who,
+            "method": METHODS.get(method, method),
+            "settings": settings,
+            "tokens/s": round(statistics.median(row["turns"])),
+            "slowest": round(min(row["turns"])),
+            "fastest": round(max(row["turns"])),
+            "ms a step": row["ms_per_step"],
+            "peak MiB": row["peak_mib"],
+            "cycles": len(row["turns"]),
+            **of,
+        }
+        found.append((row["job"], one))
     return found
 
 
@@ -249,11 +270,12 @@ def _hosts(jobs: dict[str, list[dict[str, Any]]]) -> list[tuple[dict[str, list[d
 def report(paths: Sequence[Path], name: str) -> None:
     """Writes the page of this name."""
     jobs, facts = read(paths)
-    here = [about for about in facts if "--device" not in about["command"]]
+    here = [about for about in facts if "--device cuda" not in about["command"]]
     commands = " && ".join(dict.fromkeys(about["command"] for about in here))
     gpus = sorted({gpu for about in facts if about not in here for gpu in about["hardware"]["gpus"]})
     rows = [
-        *turned(paths),
+        *turned(paths, jobs),
+        *quality_here(paths),
         *(row for own, more in _hosts(jobs) for row in contenders(own, more)),
         *(row | more for own, more in _hosts(jobs) for row in against_first(own, "floor", "dtype", "float32")),
         *against_first(jobs, "pack", "members", "1"),
