@@ -52,7 +52,7 @@ def share(tmp_path_factory):
 
 
 @there
-@pytest.mark.parametrize("threads", [1, 2, 3, 8])
+@pytest.mark.parametrize("threads", [1, 2, 3, 8, 64])
 @pytest.mark.parametrize("count", [1, 2, 7, 1000])
 def test_all_is_done_once(share, count, threads):
     assert share(count, threads)[1] == [1] * count
