@@ -229,6 +229,7 @@ def main() -> None:
         default=0,
         help="steps that each job takes before it is the next one's turn; all are there at once",
     )
+    parser.add_argument("--host", type=int, default=1, help="its number among those of the page, of jobs in turn")
     parser.add_argument("--peers", type=Path, default=Path(".peers"), help="where adapters is, or is to be installed")
     parser.add_argument("--report", type=Path, nargs="+", help="write results/NAME from these files")
     parser.add_argument("--name", default="speed_cpu", help="of the page: speed_cpu, or speed_cpu_amx")

@@ -79,8 +79,13 @@ def in_turns(jobs: Sequence[str], args: argparse.Namespace) -> None:
         for one in contenders if cycle % 2 == 0 else contenders[::-1]:
             one.go()
         cycle += 1
+    from benchmarks.results import (
+        machine,
+    )  # only now, since it imports torch: a child's peak memory starts at its parent's
+
+    commit = machine()["commit"]
     for one in contenders:
-        row: dict[str, Any] = {"job": one.job, "cores": size, **one.row}
+        row: dict[str, Any] = {"job": one.job, "cores": size, **one.row, "commit": commit, "host": args.host}
         print(json.dumps(row), flush=True)
         with args.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
