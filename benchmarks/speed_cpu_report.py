@@ -34,16 +34,18 @@ NOTES = {
 The goals, 4.5 x the peers' defaults and 2.5 x their best, are missed. On this processor the first would take nearly all of the
 floor, and the second more than all of it: it has AVX512-BF16 but no AMX, so products in bf16 run at 2.2 times the speed of
 fp32, and not at seven times it as on the machine for which the goals were set (for one with AMX see
-[speed_cpu_amx.md](speed_cpu_amx.md)). Against the same method with the peers' best settings the lead is 1.3 (prefix) to 1.6
-(prompt), with their defaults 2.6 to 3.2: much of `x defaults` is batches by length and bf16, which the peers can have too.
+[speed_cpu_amx.md](speed_cpu_amx.md)). In turn ours have 1.2 to 1.5 times the fastest peer's best and 2.2 to 2.9 times its defaults;
+by their middles 1.5 (prefix, adapters) to 1.6 times (LoRA, prompt) the same method's best, LoRA 3.1 and adapters 2.7 times its
+defaults: much of that is batches by length and bf16, which the peers can have too. All other rows are of older code.
 Where a step of LoRA went (torch.profiler, one thread, a busy machine, before attention by products): about 64 % the frozen
 products, 15 % attention, 6 % GELU, 5 % its own products, the rest norms, sums, copies. Handing out small operations takes
 roughly 10 ms of a step, 20 for adapters with their 74 small tensors (steps of one short row, less their products). Packed
 weights for oneDNN made the products alone 5 % faster, and would hold the trunk three times: not done.
 
 Packs reach their goal (0.95 x) in this table; batches differ in length and steps are few, so a ratio is good to about a tenth.
-Reuse meets its goals (1.35 x, 1.6 x). Memory: LoRA, prefix and prompt take 0.82 to 0.9 of peft's best settings, adapters 1.15
-of adapters' own. The two rounds of LoRA differ by a fifth, of a kind that processes of all contenders show here now and then.
+Reuse meets its goals (1.35 x, 1.6 x). Memory, in turn: LoRA, prefix and prompt take 0.64 to 0.72 of peft's best settings,
+adapters 0.93 of adapters' own. The two rounds of LoRA differ by a fifth, of a kind that processes of all contenders show here now
+and then.
 """,
     "speed_cpu_amx": """\
 The goals were set on two processors with AMX: 4.5 x the peers' defaults and 2.5 x their best settings. These are two of a host's,
@@ -72,16 +74,14 @@ peft's prefixes at their defaults do, too, so choose means for these.
 """,
 }
 """What is said of a page's measurements."""
-TURNS = {
-    "speed_cpu_amx": """\
+TURNS = """\
 `in turn`: all are there at once on the same processors, the least disturbed of a host's, and each takes four steps after the
 other, in cycles: what neighbours disturb they disturb for all. `x best`, `x defaults`: the middle over the cycles, and the
 quarters, of its rate beside the fastest peer's in the same cycle.
 
 """
-}
 HOW = {
-    "speed_cpu": "24 timed steps after 6",
+    "speed_cpu": "48 steps in turn after 24, one after the other 24 after 6",
     "speed_cpu_amx": (
         "48 steps in turn after 24, on more processors than two 24 after 8; of the floor 40 after 10, of packs 48 or 96 after 16"
     ),
@@ -238,7 +238,7 @@ def _turned(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
             "job": "in turn",
             "processors": row["cores"],
             "host": row["host"],
-            "measured at": row["commit"],
+            "measured at": row["commit"][:7] + ("-dirty" if row["commit"].endswith("-dirty") else ""),
             "who": "intarsia" if who == "ours" else who,
             "method": METHODS.get(method, method),
             "settings": settings,
@@ -282,7 +282,7 @@ def report(paths: Sequence[Path], name: str) -> None:
         *against_first(jobs, "reuse", "modules in", "all"),
     ]
     measured = f"measured on {', '.join(gpus)}, since they do not depend on the device" if gpus else "not measured yet"
-    text = TEXT.format(how=HOW[name], quality=measured, turns=TURNS.get(name, ""), notes=NOTES[name])
+    text = TEXT.format(how=HOW[name], quality=measured, turns=TURNS, notes=NOTES[name])
     write_results(
         name,
         "Training speed on a CPU",
