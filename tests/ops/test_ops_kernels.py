@@ -143,9 +143,8 @@ def test_the_bottleneck_with_its_residual(tasks, rows, width, narrow, activation
     y = numbers(tasks, rows, width, dtype=dtype)
     shapes = [(narrow, width), (narrow,), (width, narrow), (width,)]
     flat = numbers(tasks, sum(int(np.prod(shape)) + 8 for shape in shapes), dtype=dtype, seed=1)
-    scale = 2.0 ** round(
-        -np.log2(width) / 4
-    )  # exact in half precision: the reference's numbers are on the same side of relu's bend
+    # A power of two is exact in half precision, so the reference's numbers are on the same side of relu's bend.
+    scale = 2.0 ** round(-np.log2(width) / 4)
 
     def parts(flat):
         found, at = [], 0

@@ -106,7 +106,7 @@ def _attend(
             longer = torch.zeros(longer.shape, dtype=query.dtype, device=longer.device).masked_fill(
                 ~longer, torch.finfo(query.dtype).min
             )
-        if inner is products:
+        if inner is products:  # which takes it where it lies; transformers' functions know of none
             own["prefix"] = part.key, part.value
         else:
             k, v = with_prefix(part.key, k), with_prefix(part.value, v)

@@ -19,8 +19,6 @@ from intarsia.ops.once import once_differentiable
 
 FULL = 32
 """What heads' widths are multiples of: a row of AMX's registers."""
-Prefix = tuple[Tensor, Tensor]
-"""Keys and values (N, H, P, D), of any dtype."""
 
 
 class _Shape(ctypes.Structure):
@@ -73,13 +71,13 @@ def takes(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, prefix: Prefix | None = None
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float, prefix: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
     """softmax(scale q [P_k; k]^T) [P_v; v].   q: (B, H, T, D), k, v: (B, H, S, D) bfloat16 -> (B, H, T, D), tokens' heads side by
     side in memory.
 
     mask: bool, (B or 1, H or 1, T or 1, P + S), true where a query sees a key. A query that sees none has the mean of all.
-    MemoryError where there is no room for a head.
+    prefix: P_k and P_v (N, H, P, D), of any dtype. MemoryError where there is no room for a head.
     """
     q, k, v = (_even(x) for x in (q, k, v))
     first = prefix or (None, None)
